@@ -1,0 +1,36 @@
+// The container's health: the gateway is ready, our plugin runs in it, and a record of its gate reaches the forwarder.
+import http from "node:http";
+
+const port = Number(process.env.OPENCLAW_GATEWAY_PORT ?? 18789);
+
+/** GET on the gateway; {status, body}. */
+function get(path) {
+  return new Promise((resolve, reject) => {
+    const request = http.get({ host: "127.0.0.1", port, path, timeout: 5000 }, (response) => {
+      let body = "";
+      response.setEncoding("utf8").on("data", (text) => (body += text)).on("end", () => resolve({ status: response.statusCode, body }));
+    });
+    request.on("timeout", () => request.destroy(new Error("no answer in 5 s"))).on("error", reject);
+  });
+}
+
+async function check() {
+  const ready = await get("/readyz");
+  if (ready.status !== 200) return `gateway: not ready (HTTP ${ready.status}) ${ready.body.trim().slice(0, 200)}`;
+  const { status, body } = await get("/clawtrail/health");
+  let health;
+  try {
+    health = JSON.parse(body);
+  } catch {
+    // Without the plugin this path is nobody's: the gateway answers with an error or its own page.
+  }
+  if (typeof health?.plugin !== "string") return `plugin: not loaded in the running gateway (HTTP ${status})`;
+  if (!health.ok) return health.failures.join("; ");
+  console.log(`gateway ready, plugin ${health.plugin}, gate ${health.gate.accepted} accepted, queue ${health.bulk.queued}, dropped ${health.bulk.dropped}`);
+}
+
+const failure = await check().catch((error) => `gateway: 127.0.0.1:${port}: ${error.message || error.code}`);
+if (failure) {
+  console.log(failure);
+  process.exit(1);
+}

@@ -1,0 +1,151 @@
+// The clawtrail plugin: every hook of the gateway as one record to the forwarder.
+// A gate waits until its record is accepted and blocks the action when it is not: no record, no action.
+import { readFileSync } from "node:fs";
+import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
+import { onInternalDiagnosticEvent } from "openclaw/plugin-sdk/diagnostic-runtime";
+import { BulkLane, GateLane } from "./lanes.js";
+import { record } from "./records.js";
+
+const { version } = JSON.parse(readFileSync(new URL("./package.json", import.meta.url), "utf8"));
+
+/** The only hooks OpenClaw itself fails closed; ours return a reason before its own time limit. */
+const GATES = {
+  before_tool_call: (reason) => ({ block: true, blockReason: reason }),
+  before_agent_run: (reason) => ({ outcome: "block", reason, message: reason }),
+  before_install: (reason) => ({ block: true, blockReason: reason }),
+  message_sending: (reason) => ({ cancel: true, cancelReason: reason }),
+  reply_payload_sending: (reason) => ({ cancel: true, cancelReason: reason }),
+};
+const OBSERVED = [
+  "gateway_start", "gateway_stop", "session_start", "session_end", "before_reset", "agent_end",
+  "after_tool_call", "before_message_write", "llm_input", "llm_output", "model_call_started", "model_call_ended",
+  "message_received", "message_sent", "channel_pairing_requested",
+  "subagent_spawned", "subagent_ended", "before_compaction", "after_compaction",
+  "cron_reconciled", "cron_changed", "skill_proposal_changed", "skill_changed",
+];
+/** After these the process may exit: give the queue a moment. */
+const FLUSHED = new Set(["agent_end", "session_end", "gateway_stop"]);
+const FLUSH_MS = 1500;
+/** Approvals, gateway authentication and the like have no hook; these events are their only trace. */
+const DIAGNOSTICS = [
+  "security.event", "run.started", "run.completed", "tool.execution.blocked", "exec.process.completed",
+  "exec.approval.followup_suppressed", "model.failover", "diagnostic.async_queue.dropped", "gateway.rpc",
+];
+const INTERNAL = ["command", "session:patch", "gateway:pre-restart"];
+
+// register() runs more than once in a process: lanes, heartbeat and subscription exist once, here.
+const shared = (globalThis[Symbol.for("clawtrail")] ??= { lanes: new Map(), generation: 0, stopPulse: null });
+
+function lanesFor(socket) {
+  if (!shared.lanes.has(socket)) {
+    shared.lanes.set(socket, {
+      gate: new GateLane(socket),
+      bulk: new BulkLane(socket, { makeDropped: (counts) => record("dropped", { counts }, {}) }),
+    });
+  }
+  return shared.lanes.get(socket);
+}
+
+export default definePluginEntry({
+  id: "clawtrail",
+  name: "clawtrail",
+  description: "Puts every action on the record before it takes effect: no record, no action.",
+  register(api) {
+    refuseAgentExec();
+    const { socket = "/run/clawtrail/audit.sock", acceptTimeoutMs = 2000, heartbeatMs = 10000 } = api.pluginConfig ?? {};
+    const { gate, bulk } = lanesFor(socket);
+    const generation = ++shared.generation;
+
+    // Nothing here may throw into the host: a record that cannot be made is counted like any other loss.
+    const observe = (hook, event, ctx) => {
+      try {
+        bulk.push(hook, record(hook, event, ctx));
+      } catch (error) {
+        api.logger.error(`clawtrail: ${hook} could not be recorded: ${error.message}`);
+        bulk.push("dropped", record("dropped", { counts: { [hook]: 1 }, error: String(error.message).slice(0, 500) }, {}));
+      }
+    };
+
+    for (const [hook, blocked] of Object.entries(GATES)) {
+      api.on(hook, async (event, ctx) => {
+        try {
+          await gate.send(record(hook, event, ctx), acceptTimeoutMs);
+        } catch (error) {
+          const reason = `clawtrail: ${hook} not accepted at ${error.message}; no record, no action`;
+          api.logger.error(reason);
+          return blocked(reason);
+        }
+      }, { priority: 1000, timeoutMs: acceptTimeoutMs + 3000 }); // first: what another plugin blocks is an attempt too
+    }
+    for (const hook of OBSERVED) {
+      api.on(hook, (event, ctx) => {
+        observe(hook, event, ctx);
+        if (hook === "gateway_start") startPulse();
+        if (hook === "gateway_stop") stopPulse();
+        if (FLUSHED.has(hook)) return bulk.flush(FLUSH_MS);
+      });
+    }
+    api.registerHook(INTERNAL, (event) => {
+      const { type, action, sessionKey, timestamp, context } = event;
+      const { cfg, deps, bootstrapFiles, sessionEntry, previousSessionEntry, ...rest } = context ?? {};
+      observe(`internal:${type}:${action}`, { sessionKey, timestamp, context: rest }, {});
+    }, { name: "clawtrail", description: "commands, session settings, restarts" });
+
+    // Only the gateway has a pulse; the heartbeat's absence in the store means that it is gone or runs without us.
+    function startPulse() {
+      shared.stopPulse?.();
+      const unsubscribe = onInternalDiagnosticEvent((event, meta) => {
+        if (event.type === "gateway.rpc" && event.phase !== "response") return; // one record per call
+        observe(`diag:${event.type}`, event, { trusted: meta?.trusted === true });
+      }, { include: DIAGNOSTICS });
+      const timer = setInterval(() => observe("heartbeat", status(), {}), heartbeatMs).unref();
+      shared.stopPulse = () => {
+        clearInterval(timer);
+        unsubscribe?.();
+        shared.stopPulse = null;
+      };
+    }
+    // A reload registers the new instance before it stops the old one: that must not end the new pulse.
+    function stopPulse() {
+      if (generation === shared.generation) shared.stopPulse?.();
+    }
+
+    function status() {
+      return {
+        plugin: version,
+        uptime: Math.round(process.uptime()),
+        rss: process.memoryUsage.rss(),
+        gate: { accepted: gate.accepted, failed: gate.failed },
+        bulk: { accepted: bulk.accepted, queued: bulk.queued, dropped: bulk.dropped },
+      };
+    }
+
+    // Answered by this very instance inside the running gateway, after a round trip to the forwarder.
+    api.registerHttpRoute({
+      path: "/clawtrail/health",
+      auth: "plugin", // no secrets in it; the gateway listens on the container's loopback only
+      match: "exact",
+      handler: async (_request, response) => {
+        const failures = [];
+        if (!shared.stopPulse) failures.push("the gateway has not started the plugin");
+        if (api.config?.plugins?.entries?.clawtrail?.hooks?.allowConversationAccess !== true) {
+          failures.push("plugins.entries.clawtrail.hooks.allowConversationAccess is not true: run and model hooks are dropped");
+        }
+        await gate.send('{"ping":true}', acceptTimeoutMs).catch((error) => failures.push(`forwarder: ${error.message}`));
+        response.statusCode = failures.length ? 503 : 200;
+        response.setHeader("content-type", "application/json");
+        response.end(`${JSON.stringify({ ok: !failures.length, failures, pid: process.pid, ...status() })}\n`);
+        return true;
+      },
+    });
+  },
+});
+
+// `openclaw agent exec` loads plugins but runs no typed hooks: nothing it does could be recorded.
+function refuseAgentExec() {
+  const at = process.argv.indexOf("agent");
+  if (at > 0 && process.argv[at + 1] === "exec") {
+    process.stderr.write("clawtrail: `openclaw agent exec` runs without hooks and cannot be recorded: refused\n");
+    process.exit(78);
+  }
+}

@@ -1,0 +1,233 @@
+// The two lanes to the forwarder's unix socket. One JSON line per record; the forwarder answers
+// {"ack":n} once it has accepted the record, {"ack":n,"ok":false,"error":"…"} when it refuses it
+// ("retry":false: it will never accept this one). Every wait is bounded and no promise stays pending.
+import net from "node:net";
+import { setTimeout as wait } from "node:timers/promises";
+
+const MAX_ANSWER = 64 * 1024; // an answer is a few bytes; more than this is not our forwarder
+
+/** The forwarder answered and said no; trying the same record again at once is pointless. */
+export class Refused extends Error {
+  constructor(message, retry) {
+    super(message);
+    this.retry = retry;
+  }
+}
+
+/** One connection, made on demand, with the records that wait for their answer. */
+class Connection {
+  #path;
+  #socket = null;
+  #connecting = null;
+  #waiting = new Map();
+  #buffer = "";
+  #n = 0;
+
+  constructor(path) {
+    this.#path = path;
+  }
+
+  get connected() {
+    return this.#socket !== null;
+  }
+
+  /** Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). */
+  async exchange(line, deadline) {
+    const socket = await this.#open(deadline);
+    const n = ++this.#n;
+    await new Promise((resolve, reject) => {
+      const timer = setTimeout(() => this.#fail(new Error("no answer in time")), Math.max(1, deadline - Date.now()));
+      this.#waiting.set(n, {
+        resolve: () => (clearTimeout(timer), resolve()),
+        reject: (error) => (clearTimeout(timer), reject(error)),
+      });
+      socket.write(`{"n":${n},${line.slice(1)}\n`);
+    });
+  }
+
+  #open(deadline) {
+    if (this.#socket) return Promise.resolve(this.#socket);
+    this.#connecting ??= new Promise((resolve, reject) => {
+      const socket = net.createConnection(this.#path);
+      const timer = setTimeout(() => socket.destroy(new Error("connect timed out")), Math.max(1, deadline - Date.now()));
+      const lost = (error) => {
+        clearTimeout(timer);
+        if (this.#socket === socket) this.#fail(error);
+        reject(error);
+      };
+      socket.once("connect", () => {
+        clearTimeout(timer);
+        socket.unref();
+        socket.setEncoding("utf8");
+        this.#socket = socket;
+        resolve(socket);
+      });
+      socket.on("data", (text) => this.#read(text));
+      socket.on("error", lost);
+      socket.on("close", () => lost(new Error("connection closed by the forwarder")));
+    }).finally(() => {
+      this.#connecting = null;
+    });
+    return this.#connecting;
+  }
+
+  // After one missing answer nothing later on this connection can be trusted to be in order: start anew.
+  #fail(error) {
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#buffer = "";
+    socket?.destroy();
+    const waiting = [...this.#waiting.values()];
+    this.#waiting.clear();
+    for (const record of waiting) record.reject(error);
+  }
+
+  #read(text) {
+    this.#buffer += text;
+    if (this.#buffer.length > MAX_ANSWER) return this.#fail(new Error("answer without end"));
+    let end;
+    while ((end = this.#buffer.indexOf("\n")) >= 0) {
+      const line = this.#buffer.slice(0, end);
+      this.#buffer = this.#buffer.slice(end + 1);
+      let answer;
+      try {
+        answer = JSON.parse(line);
+      } catch {
+        return this.#fail(new Error("answer is not JSON"));
+      }
+      const record = this.#waiting.get(answer?.ack);
+      if (!record) continue;
+      this.#waiting.delete(answer.ack);
+      if (answer.ok === false) record.reject(new Refused(answer.error ?? "refused", answer.retry !== false));
+      else record.resolve();
+    }
+  }
+}
+
+/** Records an action waits for. `send` tries until the forwarder accepted, refused, or `timeoutMs` is over. */
+export class GateLane {
+  #connection;
+  accepted = 0;
+  failed = 0;
+
+  constructor(path) {
+    this.path = path;
+    this.#connection = new Connection(path);
+  }
+
+  get connected() {
+    return this.#connection.connected;
+  }
+
+  async send(line, timeoutMs) {
+    const deadline = Date.now() + timeoutMs;
+    for (;;) {
+      try {
+        await this.#connection.exchange(line, deadline);
+        this.accepted++;
+        return;
+      } catch (error) {
+        // A forwarder that restarts is away for a moment: the record id stays, so a second copy is recognised.
+        if (error instanceof Refused || Date.now() + 100 >= deadline) {
+          this.failed++;
+          throw new Error(`${this.path}: ${error.message}`, { cause: error });
+        }
+        await wait(100);
+      }
+    }
+  }
+}
+
+/**
+ * Records that nobody waits for: in order, bounded in number and bytes, retried until accepted.
+ * What does not fit is counted by hook and told in its place by a `dropped` record (`makeDropped(counts)`).
+ */
+export class BulkLane {
+  #connection;
+  #queue = [];
+  #dropped = {};
+  #pumping = false;
+  #idle = [];
+  accepted = 0;
+  dropped = 0;
+  bytes = 0;
+
+  constructor(path, { makeDropped, timeoutMs = 5000, maxRecords = 5000, maxBytes = 16 * 1024 * 1024, batch = 64, maxRefusals = 120, pause = [250, 5000] }) {
+    this.#connection = new Connection(path);
+    Object.assign(this, { makeDropped, timeoutMs, maxRecords, maxBytes, batch, maxRefusals, pause });
+  }
+
+  get connected() {
+    return this.#connection.connected;
+  }
+
+  get queued() {
+    return this.#queue.length;
+  }
+
+  push(hook, line) {
+    if (this.#queue.length >= this.maxRecords || this.bytes + line.length > this.maxBytes) return this.#drop(hook);
+    this.#tellDropped();
+    this.#append(hook, line);
+    void this.#pump();
+  }
+
+  /** Waits until everything is accepted, at most `ms`. */
+  async flush(ms) {
+    if (!this.#queue.length) return;
+    await Promise.race([new Promise((resolve) => this.#idle.push(resolve)), wait(ms, undefined, { ref: false })]);
+  }
+
+  #append(hook, line) {
+    this.#queue.push({ hook, line, refusals: 0 });
+    this.bytes += line.length;
+  }
+
+  #drop(hook) {
+    this.dropped++;
+    this.#dropped[hook] = (this.#dropped[hook] ?? 0) + 1;
+  }
+
+  #tellDropped() {
+    if (!Object.keys(this.#dropped).length) return;
+    this.#append("dropped", this.makeDropped(this.#dropped));
+    this.#dropped = {};
+  }
+
+  #shift() {
+    const record = this.#queue.shift();
+    this.bytes -= record.line.length;
+    return record;
+  }
+
+  async #pump() {
+    if (this.#pumping) return;
+    this.#pumping = true;
+    let pause = this.pause[0];
+    while (this.#queue.length) {
+      const deadline = Date.now() + this.timeoutMs;
+      const batch = this.#queue.slice(0, this.batch);
+      const answers = await Promise.allSettled(batch.map((record) => this.#connection.exchange(record.line, deadline)));
+      // Only an unbroken run of accepted records leaves the queue, so the order holds; later ones are sent again.
+      for (const { status, reason } of answers) {
+        if (status === "fulfilled") {
+          this.#shift();
+          this.accepted++;
+          pause = this.pause[0];
+          continue;
+        }
+        const head = this.#queue[0];
+        if (reason instanceof Refused && (!reason.retry || ++head.refusals >= this.maxRefusals)) {
+          this.#drop(this.#shift().hook);
+          continue;
+        }
+        await wait(pause, undefined, { ref: false }); // a one-shot process may end while the forwarder is away
+        pause = Math.min(pause * 2, this.pause[1]);
+        break;
+      }
+      if (!this.#queue.length) this.#tellDropped();
+    }
+    this.#pumping = false;
+    for (const resolve of this.#idle.splice(0)) resolve();
+  }
+}

@@ -1,0 +1,81 @@
+// What a record carries. Mapping and redaction happen in the forwarder; here records only become small:
+// what is bulky and said elsewhere (system prompt, tool schemas, history) is replaced by its size and hash.
+import { createHash, randomUUID } from "node:crypto";
+
+export const MAX_RECORD = 256 * 1024; // bytes of one line; the forwarder's limit is 1 MiB
+
+const sha256 = (text) => createHash("sha256").update(text).digest("hex");
+const size = (value) => Buffer.byteLength(encode(value) ?? "");
+const digest = (value) => {
+  const text = typeof value === "string" ? value : encode(value) ?? "";
+  return { bytes: Buffer.byteLength(text), sha256: sha256(text) };
+};
+const volume = (list) => ({ count: list.length, bytes: size(list) });
+
+/** JSON without cycles, functions and live handles; a string over `limit` keeps its head and tail. */
+function encode(value, limit = Infinity) {
+  const above = [];
+  return JSON.stringify(value, function (_key, item) {
+    if (typeof item === "bigint") return item.toString();
+    if (typeof item === "string") return item.length > limit ? cut(item, limit) : item;
+    if (item === null || typeof item !== "object") return item;
+    if (item instanceof Error) return { name: item.name, message: item.message };
+    if (item instanceof AbortSignal) return undefined;
+    while (above.length && above.at(-1) !== this) above.pop();
+    if (above.includes(item)) return "[circular]";
+    above.push(item);
+    return item;
+  });
+}
+
+function cut(text, limit) {
+  const half = Math.floor(limit / 2);
+  return `${text.slice(0, half)}[clawtrail: cut, ${text.length} characters in all]${text.slice(-half)}`;
+}
+
+/** The hooks whose events are too big to pass on whole; each rule returns what it replaces. */
+const SLIM = {
+  before_agent_run: ({ systemPrompt, messages }) => ({
+    systemPrompt: systemPrompt && digest(systemPrompt),
+    messages: messages && volume(messages),
+  }),
+  llm_input: ({ systemPrompt, historyMessages, tools }) => ({
+    systemPrompt: systemPrompt && digest(systemPrompt),
+    historyMessages: historyMessages && volume(historyMessages),
+    tools: tools && { names: tools.map((tool) => tool?.name ?? tool?.function?.name), ...digest(tools) },
+  }),
+  agent_end: ({ messages }) => ({ messages: messages && volume(messages) }),
+  before_reset: ({ messages }) => ({ messages: messages && volume(messages) }),
+  before_compaction: ({ messages }) => ({ messages: messages && volume(messages) }),
+  after_compaction: ({ messages }) => ({ messages: messages && volume(messages) }),
+  // The result itself is in after_tool_call; the transcript's copy is named, not repeated.
+  before_message_write: ({ message }) => message?.role === "toolResult"
+    ? { message: { ...message, content: message.content && volume(message.content), details: undefined } }
+    : {},
+  channel_pairing_requested: () => ({ code: undefined }), // a live credential
+};
+
+/** ctx and gateway events carry live objects and the whole configuration: never on the record. */
+function plain(object) {
+  if (!object || typeof object !== "object") return object ?? {};
+  const { config, cfg, deps, getCron, dispatcher, abortSignal, bootstrapFiles, ...rest } = object;
+  return rest;
+}
+
+/** One record as a JSON line without its number; at most MAX_RECORD bytes whatever the event holds. */
+export function record(hook, event, ctx) {
+  const head = { rid: randomUUID(), hook, at: new Date().toISOString() };
+  const small = { ...plain(event), ...SLIM[hook]?.(event ?? {}) };
+  for (const limit of [Infinity, 65536, 16384, 4096, 1024, 256]) {
+    const line = encode({ ...head, event: small, ctx: plain(ctx) }, limit);
+    if (Buffer.byteLength(line) <= MAX_RECORD) return line;
+  }
+  // Not long strings but very many values: its beginning as text, and how much there was.
+  const whole = encode(small);
+  const { runId, toolCallId, toolName, sessionKey } = event ?? {};
+  return encode({
+    ...head,
+    event: { runId, toolCallId, toolName, sessionKey, cut: { bytes: Buffer.byteLength(whole), text: cut(whole, 32768) } },
+    ctx: plain(ctx),
+  }, 65536);
+}

@@ -1,0 +1,232 @@
+"""A scripted model behind an OpenAI-compatible API, so that a real agent does real work without a provider.
+
+The user's message is the script: every line of the form
+
+    TOOL name {"argument": "value"}
+
+becomes one tool call, one after the other. The arguments are one JSON object, which may run over
+several lines; nothing may follow it on its last line. All other lines are ignored, and so is
+whatever stands in square brackets before `TOOL` on its line (agents put the time there). When
+every call has its result the model answers `DONE n tool results: …`. A `TOOL` line that cannot be
+read is answered with a text that names the line, and no call of that script is made.
+
+Endpoints: POST /v1/chat/completions (streaming or not), GET /v1/models, GET /healthz.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MODEL = "demo"
+MAX_BODY = 16 * 1024 * 1024  # bytes of one request; an agent's tools and history are some hundred KiB
+
+_DIRECTIVE = re.compile(r"^[ \t]*(?:\[[^\]\n]*\][ \t]*)*TOOL(?=[ \t]|$)[ \t]*", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
+
+
+class ScriptError(ValueError):
+    """A `TOOL` line that cannot be read; the text names the line and the reason."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tool call of a script: the tool's name and its arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+def parse_script(text: str) -> list[Call]:
+    """The tool calls of `text`, in order; raises `ScriptError`."""
+    calls = []
+    position = 0
+    while found := _DIRECTIVE.search(text, position):
+        line = text.count("\n", 0, found.end()) + 1
+        name = _NAME.match(text, found.end())
+        if not name:
+            raise ScriptError(f'line {line}: no tool name; expected TOOL name {{"argument": "value"}}')
+        start = name.end() + len(text[name.end() :]) - len(text[name.end() :].lstrip(" \t"))
+        try:
+            arguments, end = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            raise ScriptError(f"line {line}: the arguments of {name[0]} are not JSON: {error}") from None
+        if not isinstance(arguments, dict):
+            raise ScriptError(f"line {line}: the arguments of {name[0]} are no JSON object")
+        rest = text[end:].split("\n", 1)[0].strip()
+        if rest:
+            raise ScriptError(f"line {line}: unexpected text after the arguments of {name[0]}: {rest[:40]}")
+        calls.append(Call(name[0], arguments))
+        position = end
+    return calls
+
+
+def decide(messages: list[Any]) -> str | Call:
+    """What the model does next in a conversation (OpenAI `messages`): a text, or a tool call."""
+    try:
+        calls, after = _current_script(messages)
+    except ScriptError as error:
+        return f"I cannot read the script: {error}"
+    results = [_text(message) for message in after if message.get("role") == "tool"]
+    if len(results) < len(calls):
+        return calls[len(results)]
+    summary = " | ".join(" ".join(result.split())[:80] for result in results)
+    return f"DONE {len(results)} tool results: {summary}" if results else "DONE 0 tool results"
+
+
+def _current_script(messages: list[Any]) -> tuple[list[Call], list[dict[str, Any]]]:
+    """The newest script and the messages after it; none when it was already answered."""
+    messages = [message for message in messages if isinstance(message, dict)]
+    for index in range(len(messages) - 1, -1, -1):
+        message = messages[index]
+        if message.get("role") == "assistant" and not message.get("tool_calls"):
+            break
+        if message.get("role") == "user" and (calls := parse_script(_text(message))):
+            return calls, messages[index + 1 :]
+    return [], []
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _tokens(text: str) -> int:
+    return (len(text) + 3) // 4  # the usual rule of thumb: four characters
+
+
+def complete(request: dict[str, Any]) -> dict[str, Any]:
+    """The whole `chat.completion` object for one request body."""
+    messages = request.get("messages")
+    messages = messages if isinstance(messages, list) else []
+    decision = decide(messages)
+    if isinstance(decision, Call):
+        function = {"name": decision.name, "arguments": json.dumps(decision.arguments, ensure_ascii=False)}
+        call = {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
+        message = {"role": "assistant", "content": f"I call {decision.name}.", "tool_calls": [call]}
+    else:
+        message = {"role": "assistant", "content": decision}
+    prompt = _tokens(json.dumps([messages, request.get("tools")], ensure_ascii=False))
+    completion = _tokens(json.dumps(message, ensure_ascii=False))
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": str(request.get("model") or MODEL),
+        "choices": [
+            {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
+        ],
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+    }
+
+
+def chunks(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same answer as the `chat.completion.chunk` objects of a stream, usage last."""
+    base = {key: whole[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    choice = whole["choices"][0]
+    message = choice["message"]
+
+    def part(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        return base | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+    yield part({"role": "assistant", "content": message["content"]})
+    for index, call in enumerate(message.get("tool_calls", ())):
+        yield part({"tool_calls": [{"index": index, **call}]})
+    yield part({}, choice["finish_reason"])
+    yield base | {"choices": [], "usage": whole["usage"]}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds for a client to send its request
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/healthz":
+            self._json(200, {"ok": True})
+        elif self.path == "/v1/models":
+            self._json(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "clawtrail"}]})
+        else:
+            self._error(404, f"no such path: {self.path}")
+
+    def do_POST(self) -> None:
+        try:
+            length = int(self.headers.get("content-length", ""))
+        except ValueError:
+            return self._refuse(411, "Content-Length is required")
+        if not 0 <= length <= MAX_BODY:
+            return self._refuse(413, f"the request has {length} bytes, the limit is {MAX_BODY}")
+        body = self.rfile.read(length)
+        if self.path != "/v1/chat/completions":
+            return self._error(404, f"no such path: {self.path}")
+        try:
+            request = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            return self._error(400, f"the request is not JSON: {error}")
+        if not isinstance(request, dict):
+            return self._error(400, "the request is no JSON object")
+        answer = complete(request)
+        if request.get("stream") is True:
+            self._stream(answer)
+        else:
+            self._json(200, answer)
+
+    def _json(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _error(self, status: int, message: str) -> None:
+        self._json(status, {"error": {"message": message, "type": "invalid_request_error"}})
+
+    def _refuse(self, status: int, message: str) -> None:
+        """An error before the body was read: the connection cannot be used further."""
+        self.close_connection = True
+        self._error(status, message)
+
+    def _stream(self, answer: dict[str, Any]) -> None:
+        self.close_connection = True  # the stream's end is the connection's
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for chunk in chunks(answer):
+            self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        self.wfile.write(b"data: [DONE]\n\n")
+
+
+class DemoModel(ThreadingHTTPServer):
+    """The server on `(host, port)`; port 0 takes a free one (`server_address`)."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__((host, port), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # a client that hangs up is no event of ours
+
+
+def serve(host: str, port: int) -> None:
+    """Answers requests until the process ends."""
+    with DemoModel(host, port) as server:
+        server.serve_forever()
