@@ -1,0 +1,39 @@
+# The commands of the project; each is one script in scripts/. `make help` lists them.
+.DEFAULT_GOAL := help
+
+# What the caller typed reaches the scripts through the environment, untouched by make's own `$`.
+override Q := $(value Q)
+override ARGS := $(value ARGS)
+export Q ARGS SINCE S TAIL YES ENV_FILE REGISTRY
+
+.PHONY: help up demo query status logs password down clean test
+
+help: ## this list
+	@awk -F ' *## *' '/^[a-z]+:.*## / {split($$1, target, ":"); printf "make %-10s %s\n", target[1], $$2}' $(firstword $(MAKEFILE_LIST))
+
+up: ## start everything, and prove it with one event (again: changes nothing)
+	@scripts/up.sh
+
+demo: ## give the agent a scripted task, then show the trail it left
+	@scripts/demo.sh
+
+query: ## events as JSON lines: make query Q='{job="audit"}' SINCE=1h
+	@scripts/stack.sh query
+
+status: ## service, state, health and memory of each container
+	@scripts/stack.sh status
+
+logs: ## what the containers say: make logs S=syslog-ng
+	@scripts/stack.sh logs
+
+password: ## Grafana's password (user admin)
+	@scripts/stack.sh password
+
+down: ## stop and remove the containers; data stays
+	@scripts/stack.sh down
+
+clean: ## delete everything of this project, after naming it and asking (YES=1: without asking)
+	@scripts/stack.sh clean
+
+test: ## all tests, on stacks of their own: make test ARGS='-k spoof'
+	@scripts/test.sh
