@@ -1,0 +1,1 @@
+"""From a foreign agent's records to events, one module per agent."""

@@ -1,0 +1,449 @@
+"""OpenClaw's plugin hooks → events. The plugin only passes on; what a hook means is decided here.
+
+A record is `{"hook": name, "at": RFC 3339, "event": {…}, "ctx": {…}}`, the two arguments that OpenClaw gives a hook.
+An action becomes two events, the attempt before and the outcome after, joined by `caused_by`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from datetime import datetime
+from typing import Any, Callable
+
+from .. import event as ev
+from ..credentials import matches
+from ..errors import EventError
+from ..recorder import Recorder
+from ..redact import Found
+
+_REMEMBER = 10_000  #: attempts whose outcome may still come
+_SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"}
+_STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
+
+
+class OpenClaw:
+    """Turns hook records into events of one recorder. Not thread-safe."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._attempts: OrderedDict[str, str] = OrderedDict()
+        self._credentials: OrderedDict[str, list[tuple[str, dict[str, Any]]]] = OrderedDict()
+        self._steps: OrderedDict[str, int] = OrderedDict()
+        self._runs: OrderedDict[str, None] = OrderedDict()
+        self._inputs: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._hooks: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+            "before_agent_run": self._run_start,
+            "before_tool_call": self._tool_call,
+            "after_tool_call": self._tool_result,
+            "before_message_write": self._message_write,
+            "llm_input": self._llm_input,
+            "model_call_started": self._model_request,
+            "model_call_ended": self._model_ended,
+            "agent_end": self._run_end,
+            "message_received": self._message_in,
+            "message_sending": self._message_sending,
+            "reply_payload_sending": self._message_sending,
+            "message_sent": self._message_sent,
+            "session_start": self._session_start,
+            "session_end": self._session_end,
+            "before_reset": self._session_end,
+            "subagent_spawned": self._subagent_start,
+            "subagent_ended": self._subagent_end,
+            "before_install": self._install,
+            "gateway_start": self._gateway_start,
+            "gateway_stop": self._gateway_stop,
+            "heartbeat": self._heartbeat,
+            "cron_changed": self._cron,
+            "cron_reconciled": self._cron,
+            "skill_changed": self._skill,
+            "diag:run.completed": self._run_completed,
+            "diag:security.event": self._security,
+            "plugin_dropped": self._plugin_dropped,
+        }
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """The hooks whose records are understood."""
+        return frozenset(self._hooks)
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Records what one hook reported. Raises EventError for a record that is none, QueueFull as the recorder does."""
+        hook = record.get("hook")
+        handle = self._hooks.get(hook) if isinstance(hook, str) else None
+        if handle is None:
+            raise EventError(f"hook {hook!r} is unknown; expected one of {' '.join(sorted(self._hooks))}")
+        self._time = _seconds(record.get("at"))
+        handle(_dict(record.get("event")), _dict(record.get("ctx")))
+
+    # -- runs and sessions ---------------------------------------------------------------------------------------
+
+    def _run_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        trigger = ctx.get("trigger")
+        started = {"type": trigger if trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
+        fields = self._common(event, ctx) | {
+            "actor": _some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"),
+                            "surface": ctx.get("channel") or ctx.get("messageProvider")}),
+            "trigger": _some(started),
+            "content": _without_excerpt(self._content(_text(event.get("prompt")))),
+            "model": _some({"provider": ctx.get("modelProviderId"), "requested": ctx.get("modelId"),
+                            "system": _digest(event.get("systemPrompt"))}),
+        }  # fmt: skip
+        self._remember(f"run:{fields.get('run')}", self._record("run.start", "attempt", fields))
+        self._runs[str(fields.get("run"))] = None
+        _bound(self._runs)
+
+    def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """The host's own diagnostics, which no hook gates: a run that it knows and we do not went past the gate."""
+        if str(event.get("runId")) not in self._runs:
+            self._record("policy.decision", "unknown", self._common(event, ctx) | {
+                "policy": {"engine": "clawtrail", "rule": "run-gate", "verdict": "none", "reason": "the run ended and its start was never recorded"},
+                "flag": {"rule": "trail.bypass", "severity": "critical", "technique": "T1562.001"}})  # fmt: skip
+
+    def _run_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        fields = self._common(event, ctx)
+        run = fields.get("run")
+        fields |= {
+            "caused_by": self._attempts.pop(f"run:{run}", None),
+            "usage": _some({"steps": self._steps.pop(str(run), None)}),
+            "error": _error(event.get("error")),
+            "duration_us": _micros(event.get("durationMs")),
+        }
+        success = event.get("success")
+        self._record("run.end", "success" if success is True else "failure" if success is False else "unknown", fields)
+
+    def _session_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("session.start", "success", self._common(event, ctx) | {
+            "trigger": _some({"type": "session", "ref": event.get("resumedFrom")}) if event.get("resumedFrom") else None})  # fmt: skip
+
+    def _session_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("session.end", "success", self._common(event, ctx) | {
+            "health": _some({"reason": event.get("reason"), "messages": event.get("messageCount")}),
+            "duration_us": _micros(event.get("durationMs"))})  # fmt: skip
+
+    def _subagent_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        child = event.get("childSessionKey") or ctx.get("childSessionKey")
+        fields = self._common(event, {**ctx, "sessionKey": ctx.get("requesterSessionKey") or ctx.get("sessionKey")}) | {
+            "peer": _some({"agent": event.get("agentId"), "session": child, "run": event.get("runId"), "role": event.get("label"), "proof": "host"}),
+            "model": _some({"provider": event.get("resolvedProvider"), "requested": event.get("resolvedModel")}),
+        }  # fmt: skip
+        self._remember(f"subagent:{child}", self._record("subagent.start", "attempt", fields))
+
+    def _subagent_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        child = event.get("targetSessionKey") or ctx.get("childSessionKey")
+        outcome = {"ok": "success", "error": "failure", "timeout": "failure", "killed": "denied"}.get(str(event.get("outcome")), "unknown")
+        self._record("subagent.end", outcome, self._common(event, {**ctx, "sessionKey": ctx.get("requesterSessionKey")}) | {
+            "caused_by": self._attempts.pop(f"subagent:{child}", None),
+            "peer": _some({"session": child, "run": event.get("runId"), "proof": "host"}),
+            "health": _some({"reason": event.get("reason")}),
+            "error": _error(event.get("error"))})  # fmt: skip
+
+    # -- tools ---------------------------------------------------------------------------------------------------
+
+    def _tool_call(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        params = _dict(event.get("params"))
+        tool = self._tool(event, ctx)
+        requester = _dict(ctx.get("requester"))
+        common = self._common(event, ctx)
+        written = ev.dumps(ev.clean(params))
+        fields = common | {
+            "step": self._step(common.get("run")),
+            "caused_by": self._attempts.get(f"decision:{tool.get('call_id')}") or self._attempts.get(f"run:{common.get('run')}"),
+            "actor": _some({"type": "user", "id": requester.get("senderId"), "owner": requester.get("senderIsOwner"),
+                            "surface": requester.get("channel")}),
+            "tool": tool,
+            "params": params,
+            "content": _without_excerpt(self._content(written)),
+            "target": _target(event, params),
+        }  # fmt: skip
+        hits = matches("\n".join(_leaves(params)))
+        if hits:
+            fields["flag"] = _some({"rule": hits[0].id, "severity": hits[0].severity, "technique": hits[0].technique,
+                                    "also": " ".join(r.id for r in hits[1:])})  # fmt: skip
+        attempt = self._record("tool.call", "attempt", fields)
+        self._remember(f"call:{tool.get('call_id')}", attempt)
+        for rule in hits:
+            access = common | {
+                "caused_by": attempt,
+                "tool": tool,
+                "credential": {"name": rule.name, "use": "read"},
+                "target": fields["target"],
+                "flag": {"rule": rule.id, "severity": rule.severity, "technique": rule.technique},
+            }
+            asked = self._record("credential.access", "attempt", access)
+            self._credentials.setdefault(str(tool.get("call_id")), []).append((asked, access))
+        _bound(self._credentials)
+
+    def _tool_result(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        result = _dict(event.get("result"))
+        details = _dict(result.get("details"))
+        tool, error = self._tool(event, ctx), event.get("error")
+        if details.get("mcpServer"):
+            tool["server"] = details["mcpServer"]
+        outcome = _tool_outcome(error, result, details)
+        fields = self._common(event, ctx) | {
+            "step": self._steps.get(str(ctx.get("runId") or event.get("runId"))),
+            "caused_by": self._attempts.pop(f"call:{tool.get('call_id')}", None),
+            "tool": tool,
+            "content": self._content(_text(result.get("content"))) if result else None,
+            "error": _error(error) or _exit_error(details),
+            "duration_us": _micros(event.get("durationMs")),
+        }
+        self._record("tool.result", outcome, fields)
+        for asked, access in self._credentials.pop(str(tool.get("call_id")), []):
+            self._record("credential.access", outcome, access | {"caused_by": asked})
+
+    def _tool(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
+        name = _text(event.get("toolName") or ctx.get("toolName")) or "unknown"
+        server, _, inner = name.partition("__")
+        return _some({
+            "name": name, "type": "mcp" if inner else event.get("toolKind") or "builtin",
+            "call_id": event.get("toolCallId") or ctx.get("toolCallId"), "server": server if inner else None}) or {}  # fmt: skip
+
+    # -- the model -----------------------------------------------------------------------------------------------
+
+    def _llm_input(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """Once per run: what every request of the run carries. Goes into their `model` group."""
+        tools = _dict(event.get("tools"))
+        names = tools.get("names")
+        self._inputs[str(event.get("runId") or ctx.get("runId"))] = {
+            "system": _digest(event.get("systemPrompt")), "tools": tools.get("sha256"),
+            "tools_n": len(names) if isinstance(names, list) else None}  # fmt: skip
+        _bound(self._inputs)
+
+    def _model_request(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        fields = self._common(event, ctx)
+        fields["model"] = _some({**(_model(event) or {}), **self._inputs.get(str(fields["run"]), {})})
+        fields["caused_by"] = self._attempts.get(f"run:{fields.get('run')}")
+        self._remember(f"model:{event.get('callId')}", self._record("model.request", "attempt", fields))
+
+    def _model_ended(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        asked = self._attempts.pop(f"model:{event.get('callId')}", None)
+        if event.get("outcome") == "completed":
+            return  # the decision itself comes with before_message_write
+        fields = self._common(event, ctx) | {
+            "caused_by": asked, "model": _model(event), "decision": {"stop": "error"},
+            "error": _some({"type": event.get("errorCategory") or "model", "code": event.get("failureKind")}),
+            "duration_us": _micros(event.get("durationMs")),
+        }  # fmt: skip
+        self._record("model.decision", "failure", fields)
+
+    def _message_write(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        message = _dict(event.get("message"))
+        role = message.get("role")
+        if role == "user":
+            self._record("message.in", "success", self._common(event, ctx) | {"content": self._content(_text(message.get("content")))})
+        elif role == "assistant":
+            self._decision(event, ctx, message)
+        # a toolResult is on record as tool.result
+
+    def _decision(self, event: dict[str, Any], ctx: dict[str, Any], message: dict[str, Any]) -> None:
+        calls = [_some({"id": p.get("id"), "tool": p.get("name")}) for p in _parts(message) if p.get("type") == "toolCall"]
+        stop = message.get("stopReason")
+        usage = _dict(message.get("usage"))
+        fields = self._common(event, ctx) | {
+            "content": self._content(_text(message.get("content"))),
+            "model": _some({"provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
+            "decision": _some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
+            "usage": _some({"input": usage.get("input"), "output": usage.get("output"),
+                            "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite")}),
+            "error": _error(message.get("errorMessage")),
+        }  # fmt: skip
+        decided = self._record("model.decision", "failure" if stop in ("error", "aborted") else "success", fields)
+        for call in calls:
+            self._remember(f"decision:{(call or {}).get('id')}", decided)
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def _message_in(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("message.in", "success", self._common(event, ctx) | {
+            "actor": _some({"type": "user", "id": event.get("senderId") or event.get("from"), "surface": ctx.get("channelId")}),
+            "content": self._content(_text(event.get("content")))})  # fmt: skip
+
+    def _message_sending(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._message_out("attempt", event, ctx)
+
+    def _message_sent(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._message_out("failure" if event.get("success") is False or event.get("error") else "success", event, ctx)
+
+    def _message_out(self, outcome: str, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        payload = _dict(event.get("payload"))
+        self._record("message.out", outcome, self._common(event, ctx) | {
+            "content": self._content(_text(event.get("content") or payload.get("text"))),
+            "target": _some({"type": "channel", "id": event.get("to") or ctx.get("conversationId") or ctx.get("channelId")}),
+            "error": _error(event.get("error"))})  # fmt: skip
+
+    # -- the gateway ---------------------------------------------------------------------------------------------
+
+    def _gateway_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("system.start", "success", {"health": _some({"component": "openclaw", "port": event.get("port") or ctx.get("port")})})
+
+    def _gateway_stop(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("system.stop", "success", {"health": _some({"component": "openclaw", "reason": event.get("reason")})})
+
+    def _heartbeat(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("system.heartbeat", "success", {"health": {"component": "openclaw", "plugin": "loaded"} | event})
+
+    def _plugin_dropped(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("system.drop", "failure", {"dropped": {"lane": "plugin"} | event})
+
+    def _install(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._change("attempt", {"what": event.get("targetType") or "plugin", "name": event.get("targetName")}, event, ctx)
+
+    def _cron(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        job = _dict(event.get("job"))
+        self._change("success", {"what": "schedule", "name": job.get("name") or event.get("jobId") or "all",
+                                 "after": event.get("action") or event.get("reason")}, event, ctx)
+
+    def _skill(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._change("success", {"what": "skill", "name": event.get("name"), "before": _text(event.get("before")),
+                                 "after": _text(event.get("after"))}, event, ctx)  # fmt: skip
+
+    def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("config.change", outcome, self._common(event, ctx) | {"change": _some(change)})
+
+    def _security(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        action = _text(event.get("action"))
+        outcome = {"succeeded": "success", "success": "success", "allowed": "success", "denied": "denied", "failed": "failure",
+                   "failure": "failure"}.get(_text(event.get("outcome")), "unknown")  # fmt: skip
+        policy = _dict(event.get("policy"))
+        fields = self._common(event, ctx) | {"policy": _some({"engine": "openclaw", "rule": action, "verdict": policy.get("decision"),
+                                                              "reason": policy.get("reason")})}  # fmt: skip
+        if action.startswith("exec.approval."):
+            state = action.rpartition(".")[2]
+            kind = "approval.request" if state == "requested" else "approval.result"
+            outcome = {"requested": "attempt", "approved": "success", "denied": "denied"}.get(state, outcome)
+            self._record(kind, outcome, fields | {"approval": {"state": state}})
+        elif action.startswith(("gateway.auth.", "device.")):
+            self._record("auth.login", outcome, fields | {"actor": _some({"type": "user", "auth": "verified" if outcome == "success" else "none"})})
+        else:
+            self._record("policy.decision", outcome, fields)
+
+    # -- shared --------------------------------------------------------------------------------------------------
+
+    def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
+        return self._recorder.record(kind, outcome, time=self._time, **fields).id
+
+    def _common(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
+        trace = _dict(ctx.get("trace") or event.get("trace"))
+        return {
+            "session": _text(ctx.get("sessionKey") or event.get("sessionKey")) or None,
+            "run": _text(ctx.get("runId") or event.get("runId")) or None,
+            "trace": _some({"id": trace.get("traceId"), "span": trace.get("spanId"), "parent": trace.get("parentSpanId")}),
+        }
+
+    def _content(self, text: str) -> dict[str, Any]:
+        found = Found()
+        redacted = self._recorder.redactor.string(text, found)
+        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields())
+
+    def _step(self, run: object) -> int | None:
+        if not run:
+            return None
+        self._steps[str(run)] = self._steps.get(str(run), 0) + 1
+        _bound(self._steps)
+        return self._steps[str(run)]
+
+    def _remember(self, key: str, ident: str) -> None:
+        self._attempts[key] = ident
+        _bound(self._attempts)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _bound(memory: OrderedDict[str, Any]) -> None:
+    while len(memory) > _REMEMBER:
+        memory.popitem(last=False)
+
+
+def _some(group: dict[str, Any]) -> dict[str, Any] | None:
+    kept = {k: v for k, v in group.items() if v not in (None, "", [], {})}
+    return kept or None
+
+
+def _without_excerpt(content: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in content.items() if k != "excerpt"}
+
+
+def _seconds(at: object) -> float | None:
+    try:
+        return datetime.fromisoformat(str(at)).timestamp() if at else None
+    except ValueError:
+        raise EventError(f"at {at!r}; expected an RFC 3339 time such as 2026-01-31T12:00:00.000Z") from None
+
+
+def _micros(milliseconds: object) -> int | None:
+    return round(milliseconds * 1000) if isinstance(milliseconds, (int, float)) else None
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    return [p for p in content if isinstance(p, dict)] if isinstance(content, list) else []
+
+
+def _text(value: object) -> str:
+    """A hook's text: a string, or the text parts of a content list; other parts as their type."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n".join(p.get("text") or f"[{p.get('type')}]" if isinstance(p, dict) else str(p) for p in value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _digest(value: object) -> str | None:
+    return value.get("sha256") if isinstance(value, dict) else None
+
+
+def _leaves(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [leaf for v in value.values() for leaf in _leaves(v)]
+    if isinstance(value, list):
+        return [leaf for v in value for leaf in _leaves(v)]
+    return []
+
+
+def _target(event: dict[str, Any], params: dict[str, Any]) -> dict[str, Any] | None:
+    paths = event.get("derivedPaths")
+    path = next((params[k] for k in ("path", "file_path", "filePath") if isinstance(params.get(k), str)), None)
+    if path is None and isinstance(paths, list) and paths:
+        path = _text(paths[0])
+    if path:
+        return {"type": "file", "id": path}
+    if isinstance(params.get("url"), str):
+        return {"type": "url", "id": params["url"]}
+    return None
+
+
+def _model(event: dict[str, Any]) -> dict[str, Any] | None:
+    return _some({"provider": event.get("provider"), "requested": event.get("model"), "call": event.get("callId")})
+
+
+def _error(error: object) -> dict[str, Any] | None:
+    if not error:
+        return None
+    if isinstance(error, dict):
+        return _some({"type": error.get("name") or "error", "message": _text(error.get("message"))})
+    return {"type": "error", "message": _text(error)}
+
+
+def _exit_error(details: dict[str, Any]) -> dict[str, Any] | None:
+    code = details.get("exitCode")
+    if details.get("timedOut"):
+        return {"type": "timeout"}
+    return {"type": "exit", "code": code} if isinstance(code, int) and code else None
+
+
+def _tool_outcome(error: object, result: dict[str, Any], details: dict[str, Any]) -> str:
+    """`exec` with a bad exit code reports no error, so the details decide; neither error nor result: unknown."""
+    text = _text(error).lower()
+    if "no record, no action" in text or "blocked" in text:
+        return "denied"
+    if error or details.get("timedOut") or details.get("exitSignal") or details.get("status") in ("error", "failed", "timeout"):
+        return "failure"
+    if isinstance(details.get("exitCode"), int) and details["exitCode"] != 0:
+        return "failure"
+    return "success" if result else "unknown"

@@ -1,0 +1,35 @@
+"""Numbers and links: every line carries its epoch, its number and the SHA-256 of the line before it.
+
+An epoch is one process life. Numbers count 1, 2, 3 … inside it, so a missing one is visible; `prev` makes an
+edited, inserted or reordered line visible to anyone who has the lines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from .event import uuid7
+
+FIRST = "unknown"  #: `prev` of an epoch's first line
+
+
+class Chain:
+    """One epoch. Not thread-safe: the caller links under its own lock, because the order is the chain."""
+
+    def __init__(self) -> None:
+        self.epoch = uuid7()
+        self.seq = 0
+        self.prev = FIRST
+
+    def link(self, head: str, tail: str) -> bytes:
+        """The finished line.
+
+        `head` is JSON up to and without the epoch (`{"v":1,…,`), `tail` what follows `prev` (`"kind":…}`).
+        """
+        self.seq += 1
+        line = f'{head}"epoch":"{self.epoch}","seq":{self.seq},"prev":"{self.prev}",{tail}'.encode()
+        self.prev = hashlib.sha256(line).hexdigest()
+        return line
+
+    def __repr__(self) -> str:
+        return f"<Chain epoch={self.epoch} seq={self.seq}>"

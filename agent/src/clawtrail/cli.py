@@ -1,0 +1,225 @@
+"""The command line. Each command is a few lines; the work is in the module that it names."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Callable, Sequence
+
+from . import __version__
+from .errors import ClawtrailError, ConfigurationError, StoreError
+from .recorder import Recorder
+from .store import Entry, Loki, duration
+from .transport import TLSFiles
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Exit code 0: done; 1: failed, with the reason on standard error; 2: wrong usage or query."""
+    options = _parser().parse_args(arguments)
+    level = os.environ.get("CLAWTRAIL_LOG", "INFO").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except ConfigurationError as e:
+        return _fail(str(e), 2)
+    except (ClawtrailError, OSError) as e:
+        return _fail(str(e), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"[x] {text}", file=sys.stderr)
+    return code
+
+
+def _setup(o: argparse.Namespace) -> int:
+    from . import setup
+
+    made = setup.make_secrets(o.secrets)
+    print(setup.step("Secrets", "Grafana password · gateway token · fingerprint key", made))
+    names = setup.receiver_names(os.environ.get("HOST_NAMES", ""), os.environ.get("RECEIVER_NAMES", ""))
+    made, what = setup.make_certificates(o.certs, names, os.environ.get("CLIENT_NAMES", "openclaw operator").split())
+    print(setup.step("Certificates", what, made))
+    setup.own_volumes(o.volumes)
+    return 0
+
+
+def _password(o: argparse.Namespace) -> int:
+    print((o.secrets / "grafana-password").read_text())
+    return 0
+
+
+def _forwarder(o: argparse.Namespace) -> int:
+    from .forwarder import Forwarder
+
+    key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
+    with Recorder(
+        _address(o.receiver),
+        o.tls,
+        agent=o.agent,
+        agent_type=o.agent_type,
+        agent_version=o.agent_version,
+        fingerprint_key=key,
+    ) as recorder:
+        asyncio.run(Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process).serve())
+    return 0
+
+
+def _health(o: argparse.Namespace) -> int:
+    if o.url:
+        with urllib.request.urlopen(o.url, timeout=3) as answer:
+            print(f"{o.url}: {answer.status}")
+        return 0
+    from .forwarder import status
+
+    state = status(o.socket)
+    print(json.dumps(state))
+    if not state["connected"]:
+        return _fail(f"no connection to the receiver: {state['last_error'] or 'not tried yet'}", 1)
+    return 0
+
+
+def _demo_model(o: argparse.Namespace) -> int:
+    from .demo_model import serve
+
+    serve(*_address(o.listen))
+    return 0
+
+
+def _prove(o: argparse.Namespace) -> int:
+    from .prove import prove
+    from .setup import step
+
+    with Recorder(_address(o.receiver), o.tls, agent=o.agent) as recorder:
+        seconds = prove(recorder, Loki(o.loki))
+    print(step("Proof", "one event sent over mutual TLS, found in Loki", False).replace("unchanged", f"{seconds:.1f} s"))
+    return 0
+
+
+def _query(o: argparse.Namespace) -> int:
+    try:
+        for entry in Loki(o.loki).query(o.logql, duration(o.since)):
+            print(_as_json(entry))
+    except StoreError as e:
+        return _fail(str(e), 2 if 400 <= e.status < 500 else 1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has seen enough
+    return 0
+
+
+def _as_json(entry: Entry) -> str:
+    """The event as it is stored; a line that is no JSON object (a stock handler's, a dead letter) inside one."""
+    if entry.line.startswith("{") and entry.line.endswith("}"):
+        return entry.line
+    return json.dumps({"time": entry.time, **entry.labels, "line": entry.line}, ensure_ascii=False)
+
+
+def _trail(o: argparse.Namespace) -> int:
+    from .trail import table
+
+    store, deadline, query = Loki(o.loki), time.monotonic() + o.wait, f'{{job="audit"}} | session=~"{o.session}"'
+    while True:
+        found = list(store.query(query, duration(o.since)))
+        done = any(e.labels.get("event") == o.until for e in found)
+        if done or time.monotonic() >= deadline:
+            break
+        time.sleep(0.2)
+    if not found:
+        return _fail(f"no event within {o.since} for the query {query}", 1)
+    print(table(found))
+    return 0
+
+
+def _record(o: argparse.Namespace) -> int:
+    """JSON lines from standard input; the line's `kind` and `outcome` and its other members as fields."""
+    refused = 0
+    with Recorder(_address(o.receiver), o.tls, agent=o.agent) as recorder:
+        for number, raw in enumerate(sys.stdin, 1):
+            try:
+                fields = json.loads(raw)
+                recorder.record(fields.pop("kind"), fields.pop("outcome", "success"), **fields)
+            except (ClawtrailError, ValueError, KeyError, TypeError, AttributeError) as e:
+                refused += 1
+                print(f"[x] line {number} not recorded: {e!r}; expected an object with kind and outcome", file=sys.stderr)
+        if not recorder.close(10):
+            return _fail(f"{recorder.stats()['queued']} events are not proven to have arrived: {recorder.stats()['last_error']}", 1)
+    return 1 if refused else 0
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigurationError(f"address {text!r}; expected host:port, for example syslog-ng:6514")
+    return host.strip("[]"), int(port)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clawtrail", description="The flight recorder for AI agents.")
+    parser.add_argument("--version", action="version", version=f"clawtrail {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        return sub
+
+    environment = os.environ.get
+    loki = environment("CLAWTRAIL_LOKI", "http://loki:3100")
+
+    def sender(sub: argparse.ArgumentParser, agent: str) -> None:
+        sub.add_argument("--receiver", default=environment("CLAWTRAIL_RECEIVER", "localhost:6514"), metavar="HOST:PORT")
+        sub.add_argument("--tls", type=TLSFiles.bundle, default=environment("CLAWTRAIL_TLS", "/etc/clawtrail/tls"), metavar="FOLDER",
+                         help="folder with ca.crt, client.crt, client.key")  # fmt: skip
+        sub.add_argument("--agent", default=environment("CLAWTRAIL_AGENT", agent), help="name in the client certificate")
+
+    sub = command("setup", _setup, "make the missing passwords, keys and certificates")
+    sub.add_argument("--certs", type=Path, default=Path("/certs"))
+    sub.add_argument("--secrets", type=Path, default=Path("/secrets"))
+    sub.add_argument("--volumes", type=Path, default=Path("/volumes"))
+    sub = command("password", _password, "show Grafana's password")
+    sub.add_argument("--secrets", type=Path, default=Path("/secrets"))
+
+    sub = command("forwarder", _forwarder, "take records over a unix socket and ship them")
+    sender(sub, "openclaw")
+    sub.add_argument("--socket", required=True, metavar="PATH")
+    sub.add_argument("--agent-type", default="openclaw")
+    sub.add_argument("--agent-version", default="")
+    sub.add_argument("--fingerprint-key", type=Path, metavar="FILE", help="hex; the key of the fingerprints of redacted secrets")
+    sub.add_argument("--gateway-uid", type=int, help="accept only peers of this uid")
+    sub.add_argument("--any-process", action="store_true", help="accept every process of that uid, not a container's main process alone")
+
+    sub = command("health", _health, "ask the forwarder, or an address, whether it works")
+    sub.add_argument("--socket", default="/run/clawtrail/audit.sock")
+    sub.add_argument("--url")
+    sub = command("demo-model", _demo_model, "serve the scripted model")
+    sub.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
+
+    sub = command("prove", _prove, "send one event and find it in Loki")
+    sender(sub, "operator")
+    sub.add_argument("--loki", default=loki)
+    sub = command("query", _query, "print the matching events as JSON lines")
+    sub.add_argument("logql")
+    sub.add_argument("--since", default="1h")
+    sub.add_argument("--loki", default=loki)
+    sub = command("trail", _trail, "show a session's events as a table")
+    sub.add_argument("session", help="regular expression over session names")
+    sub.add_argument("--since", default="15m")
+    sub.add_argument("--until", metavar="KIND", default="", help="wait until an event of this kind is there")
+    sub.add_argument("--wait", type=float, default=0.0, metavar="SECONDS")
+    sub.add_argument("--loki", default=loki)
+    sub = command("record", _record, "record JSON lines from standard input")
+    sender(sub, "operator")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

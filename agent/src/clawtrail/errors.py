@@ -1,0 +1,33 @@
+"""Every error this package raises. A message says what failed, what was found and what was expected."""
+
+
+class ClawtrailError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigurationError(ClawtrailError, ValueError):
+    """A setting is wrong. Raised at once, before anything connects."""
+
+
+class EventError(ClawtrailError, ValueError):
+    """An event does not fit the schema; nothing was recorded."""
+
+
+class QueueFull(ClawtrailError):
+    """The queue stayed full for the configured time; the event was not accepted."""
+
+
+class TransportError(ClawtrailError):
+    """The receiver could not be reached, refused us, or went away."""
+
+
+class StoreError(ClawtrailError):
+    """The store answered with an error.
+
+    Attributes:
+        status: HTTP status, 0 when there was no answer at all.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status

@@ -1,0 +1,173 @@
+"""The event, version 1: its kinds and fields, and how one is built and checked.
+
+One JSON object on one line, UTF-8, keys in a fixed order, no floats, integers below 2**53, an absent key means
+"does not apply". The line that is stored is the line that was hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from .errors import EventError
+
+VERSION = 1
+LINE_MAX = 44 * 1024  #: bytes of one line; with header and structured data a frame stays below 48 KiB
+LEAF_MAX = 2048  #: characters of one string inside an event
+DEPTH_MAX = 8
+SCAN_MAX = 64 * 1024  #: characters of one text that are redacted and hashed; the rest is only counted
+
+#: kind → category. The closed list; the receiver turns any other category into `other`.
+KINDS: dict[str, str] = {
+    "tool.call": "tool", "tool.result": "tool",
+    "credential.access": "credential",
+    "model.request": "model", "model.decision": "model",
+    "message.in": "message", "message.out": "message",
+    "session.start": "session", "session.end": "session",
+    "run.start": "session", "run.end": "session",
+    "subagent.start": "session", "subagent.end": "session",
+    "approval.request": "policy", "approval.result": "policy", "policy.decision": "policy", "auth.login": "policy",
+    "config.change": "config",
+    "system.start": "system", "system.heartbeat": "system", "system.checkpoint": "system", "system.drop": "system",
+    "system.verdict": "system", "system.stop": "system",
+    "log.record": "log",
+}  # fmt: skip
+OUTCOMES = frozenset({"attempt", "success", "failure", "denied", "unknown"})
+#: The groups and single fields that may follow the fixed head, in the order in which they are written.
+FIELDS = (
+    "session", "run", "step", "trace", "caused_by", "actor", "trigger", "tool", "params", "content", "target",
+    "credential", "model", "decision", "usage", "policy", "approval", "store", "peer", "change", "log", "taint",
+    "flag", "error", "duration_us", "asserted", "dropped", "health", "proof",
+)  # fmt: skip
+_ORDER = {name: i for i, name in enumerate(FIELDS)}
+_SECRET_MEMBERS = frozenset({"value", "secret", "token", "password"})
+_INT_MAX = 2**53
+
+
+def uuid7() -> str:
+    """A new UUID version 7 (RFC 9562 section 5.7): sorts by time, 74 random bits."""
+    n = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    n = n & ~(0xF << 76) | 0x7 << 76
+    n = n & ~(0x3 << 62) | 0x2 << 62
+    h = f"{n:032x}"
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+
+
+def timestamp(seconds: float | None = None) -> str:
+    """RFC 3339 in UTC with microseconds, the form RFC 5424 section 6.2.3 wants; `seconds` since the epoch or now."""
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def body(kind: str, outcome: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The part of an event that its producer decides: kind, category, outcome and the groups, clean and in order.
+
+    Raises EventError, naming what was found and what was expected, and records nothing.
+    """
+    category = KINDS.get(kind)
+    if category is None:
+        raise EventError(f"event kind {kind!r} is unknown; expected one of {' '.join(KINDS)}")
+    if outcome not in OUTCOMES:
+        raise EventError(f"outcome {outcome!r} is unknown; expected one of {' '.join(sorted(OUTCOMES))}")
+    credential = fields.get("credential")
+    if isinstance(credential, dict) and (found := _SECRET_MEMBERS & credential.keys()):
+        raise EventError(f"credential.{min(found)} would store the secret itself; name it, never give its value")
+    event: dict[str, Any] = {"kind": kind, "category": category, "outcome": outcome}
+    event["session"] = _name("session", fields.get("session"))
+    event["run"] = _name("run", fields.get("run"))
+    for name in sorted(fields, key=lambda k: _ORDER.get(k, len(_ORDER))):
+        value = fields[name]
+        if value is not None and name not in event:
+            event[name] = clean(value)
+    return event
+
+
+def _name(field: str, value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise EventError(f"{field} is {type(value).__name__}; expected a string")
+    return text(value)[:512]
+
+
+def text(value: str) -> str:
+    """The string with lone surrogates written out, so that it can be encoded as UTF-8."""
+    try:
+        value.encode()
+        return value
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "backslashreplace").decode()
+
+
+def clean(value: Any, depth: int = 0) -> Any:
+    """The value as JSON of the event's rules: string keys, no floats, no huge integers, at most DEPTH_MAX deep."""
+    if isinstance(value, str):
+        return text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if -_INT_MAX < value < _INT_MAX else str(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    if depth >= DEPTH_MAX:
+        return text(str(value))
+    if isinstance(value, dict):
+        return {text(str(k)): clean(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [clean(v, depth + 1) for v in value]
+    return text(str(value))
+
+
+def cut(value: Any, limit: int = LEAF_MAX) -> Any:
+    """The value with every string of more than `limit` characters cut; a cut string tells how many are missing."""
+    if isinstance(value, str):
+        return value if len(value) <= limit else f"{value[:limit]}[+{len(value) - limit}]"
+    if isinstance(value, dict):
+        return {k: cut(v, limit) for k, v in value.items()}
+    if isinstance(value, list):
+        return [cut(v, limit) for v in value]
+    return value
+
+
+_CONTROL = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON on one line; every control character escaped, also those that JSON itself lets through."""
+    out = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _CONTROL.sub(lambda m: f"\\u{ord(m[0]):04x}", out) if _CONTROL.search(out) else out
+
+
+def fit(event: dict[str, Any]) -> str:
+    """The event as JSON of at most LINE_MAX bytes: its strings are cut until it fits, its size and hash stay.
+
+    Nothing is cut from an event that fits. What is cut last is `params`, which then holds only its size and SHA-256.
+    """
+    for limit in (LEAF_MAX, 512, 64):
+        out = dumps(cut(event, limit))
+        if len(out.encode()) <= LINE_MAX:
+            return out
+    small = {k: v for k, v in event.items() if not isinstance(v, (dict, list))}
+    for name, value in event.items():
+        if name not in small:
+            whole = dumps(value).encode()
+            kept = len(whole) <= 2048
+            small[name] = value if kept else {"size": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    return dumps(cut(small, 64))
+
+
+def content(redacted: str, size: int, **more: Any) -> dict[str, Any]:
+    """The `content` group of a text that was already redacted; `size` is the original's length in bytes."""
+    group: dict[str, Any] = {
+        "sha256": hashlib.sha256(text(redacted).encode()).hexdigest(),
+        "size": size,
+        "excerpt": cut(text(redacted)),
+    }
+    return group | {k: v for k, v in more.items() if v is not None}

@@ -1,0 +1,102 @@
+"""The one-shot `setup` container: makes the passwords, keys and certificates that are missing, overwrites nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from .errors import ConfigurationError
+from .pki import Authority, names_of, pem, write
+
+#: uid of the user that reads a file; each service of the compose file runs under its own.
+UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "grafana": 472}
+
+
+def step(name: str, detail: str, made: bool) -> str:
+    """One line of the log grammar."""
+    return f"[+] {name:<14} {detail:<64} {'created' if made else 'unchanged'}"
+
+
+def make_secrets(folder: Path) -> bool:
+    """grafana-password, grafana-secret-key, gateway-token, model-key, fingerprint-key. True: something was made."""
+    wanted = {
+        "grafana-password": (secrets.token_urlsafe(18), "grafana"),
+        "grafana-secret-key": (secrets.token_urlsafe(32), "grafana"),
+        "gateway-token": (secrets.token_hex(24), "openclaw"),
+        "model-key": ("the-demo-model-takes-any-key", "openclaw"),
+        "fingerprint-key": (secrets.token_hex(32), "clawtrail"),
+    }
+    made = [name for name in wanted if not (folder / name).exists()]
+    for name in made:
+        text, owner = wanted[name]
+        write(folder / name, text.encode(), 0o400, UIDS[owner])
+    return bool(made)
+
+
+def make_certificates(folder: Path, names: list[str], clients: list[str]) -> tuple[bool, str]:
+    """Both CAs, the receiver's certificate and one folder per client. Returns (something was made, what there is).
+
+    Raises ConfigurationError when the receiver's certificate lacks a name that is asked for: a certificate that is
+    in use is never replaced behind the back of its senders.
+    """
+    server_ca, made_server_ca = _authority(folder / "ca", "server-ca", "clawtrail receiver CA")
+    client_ca, made_client_ca = _authority(folder / "ca", "client-ca", "clawtrail client CA")
+    made = made_server_ca or made_client_ca
+    server = folder / "server"
+    _forget_half(server / "server.crt", server / "server.key", server / "client-ca.crt")
+    if not (server / "server.crt").exists():
+        certificate, key = server_ca.server(names)
+        write(server / "server.key", key, 0o600, UIDS["syslog-ng"])
+        write(server / "client-ca.crt", pem(client_ca.certificate), 0o644, UIDS["root"])
+        write(server / "server.crt", certificate, 0o644, UIDS["root"])
+        made = True
+    elif missing := sorted(set(names) - names_of(server / "server.crt")):
+        raise ConfigurationError(
+            f"the receiver's certificate {server / 'server.crt'} is not for {', '.join(missing)}; to issue it anew for "
+            f"{', '.join(names)}, remove the folder {server} and run make up again"
+        )
+    for name in clients:
+        base = folder / "clients" / name
+        _forget_half(base / "client.crt", base / "client.key", base / "ca.crt")
+        if not (base / "client.crt").exists():
+            certificate, key = client_ca.client(name)
+            write(base / "client.key", key, 0o600, UIDS["clawtrail"])
+            write(base / "ca.crt", pem(server_ca.certificate), 0o644, UIDS["root"])
+            write(base / "client.crt", certificate, 0o644, UIDS["root"])
+            made = True
+    plural = "s" if len(clients) != 1 else ""
+    return made, f"CAs · receiver for {','.join(names)} · client{plural} {', '.join(clients)}"
+
+
+def _authority(folder: Path, name: str, common_name: str) -> tuple[Authority, bool]:
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    if certificate.exists() and key.exists():
+        return Authority.load(certificate, key), False
+    if certificate.exists() != key.exists():
+        found, lost = (certificate, key) if certificate.exists() else (key, certificate)
+        raise ConfigurationError(f"{found} is there and {lost} is not; expected both or none: restore the missing file")
+    authority = Authority.create(common_name)
+    write(key, authority.key, 0o600, UIDS["root"])
+    write(certificate, pem(authority.certificate), 0o644, UIDS["root"])
+    return authority, True
+
+
+def _forget_half(certificate: Path, *others: Path) -> None:
+    """The certificate is written last: without it the rest is what an interrupted run left, and nobody uses it."""
+    if not certificate.exists():
+        for path in others:
+            path.unlink(missing_ok=True)
+
+
+def receiver_names(*given: str) -> list[str]:
+    """What senders may dial: localhost and the service's name, then every given word once, in lower case."""
+    words = ["localhost", "127.0.0.1", "::1", "syslog-ng", *" ".join(given).replace(",", " ").lower().split()]
+    return list(dict.fromkeys(words))
+
+
+def own_volumes(folder: Path) -> None:
+    """The receiver's volumes belong to its user, whichever image made them."""
+    for path in (folder / "syslog-ng", folder / "archive"):
+        if path.is_dir() and path.stat().st_uid != UIDS["syslog-ng"]:
+            os.chown(path, UIDS["syslog-ng"], UIDS["syslog-ng"])
