@@ -87,7 +87,7 @@ export default definePluginEntry({
     }
     api.registerHook(INTERNAL, (event) => {
       const { type, action, sessionKey, timestamp, context } = event;
-      const { cfg, deps, bootstrapFiles, sessionEntry, previousSessionEntry, ...rest } = context ?? {};
+      const { cfg, deps, bootstrapFiles, sessionEntry, previousSessionEntry, pluginConfig, ...rest } = context ?? {};
       observe(`internal:${type}:${action}`, { sessionKey, timestamp, context: rest }, {});
     }, { name: "clawtrail", description: "commands, session settings, restarts" });
 

@@ -55,8 +55,10 @@ def parse_script(text: str) -> list[Call]:
         start = name.end() + len(text[name.end() :]) - len(text[name.end() :].lstrip(" \t"))
         try:
             arguments, end = json.JSONDecoder().raw_decode(text, start)
-        except (ValueError, RecursionError) as error:
-            raise ScriptError(f"line {line}: the arguments of {name[0]} are not JSON: {error}") from None
+        except json.JSONDecodeError as error:
+            raise ScriptError(f"line {line}: the arguments of {name[0]} are not JSON: {error.msg}") from None
+        except RecursionError:
+            raise ScriptError(f"line {line}: the arguments of {name[0]} are nested too deep") from None
         if not isinstance(arguments, dict):
             raise ScriptError(f"line {line}: the arguments of {name[0]} are no JSON object")
         rest = text[end:].split("\n", 1)[0].strip()
