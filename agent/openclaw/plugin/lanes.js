@@ -1,6 +1,6 @@
-// The two lanes to the forwarder's unix socket. One JSON line per record; the forwarder answers
-// {"ack":n} once it has accepted the record, {"ack":n,"ok":false,"error":"…"} when it refuses it
-// ("retry":false: it will never accept this one). Every wait is bounded and no promise stays pending.
+// The two lanes to the forwarder's unix socket. One JSON line per record; the forwarder answers {"ack":n} once it
+// has accepted the record, {"ack":n,"ok":false,"error":"…"} when it refuses it ("retry":false: it will never accept
+// this one), {"ack":null,"ok":false,"error":"…"} when it refuses the connection. Every wait is bounded.
 import net from "node:net";
 import { setTimeout as wait } from "node:timers/promises";
 
@@ -95,6 +95,7 @@ class Connection {
       } catch {
         return this.#fail(new Error("answer is not JSON"));
       }
+      if (answer?.ack === null && answer.ok === false) return this.#fail(new Error(String(answer.error ?? "refused")));
       const record = this.#waiting.get(answer?.ack);
       if (!record) continue;
       this.#waiting.delete(answer.ack);

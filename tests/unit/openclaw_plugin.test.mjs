@@ -1,0 +1,212 @@
+// The plugin's lanes against a forwarder of our own on a real unix socket, and the size of its records.
+// Run by test_openclaw_plugin.py, or by hand: node --test tests/unit/
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { mkdtempSync, rmSync } from "node:fs";
+import net from "node:net";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { after, test } from "node:test";
+import { BulkLane, GateLane } from "../../agent/openclaw/plugin/lanes.js";
+import { MAX_RECORD, record } from "../../agent/openclaw/plugin/records.js";
+
+const folder = mkdtempSync(path.join(tmpdir(), "clawtrail-"));
+const alive = setInterval(() => {}, 1000); // the lanes hold no process open: something here must
+after(() => {
+  clearInterval(alive);
+  rmSync(folder, { recursive: true });
+});
+let count = 0;
+
+/** A forwarder that answers each record with `answer(record)`; null: no answer. */
+class Forwarder {
+  path = path.join(folder, `${++count}.sock`);
+  records = [];
+  #sockets = new Set();
+
+  constructor(answer = ({ n }) => ({ ack: n })) {
+    this.answer = answer;
+  }
+
+  async start() {
+    this.server = net.createServer((socket) => {
+      this.#sockets.add(socket);
+      let buffer = "";
+      socket.setEncoding("utf8").on("error", () => {}).on("data", (text) => {
+        const lines = (buffer + text).split("\n");
+        buffer = lines.pop();
+        for (const line of lines) {
+          const received = JSON.parse(line);
+          const answer = this.answer(received, socket);
+          if (answer?.ok !== false) this.records.push(received);
+          if (answer) socket.write(`${JSON.stringify(answer)}\n`);
+        }
+      });
+    });
+    await new Promise((resolve) => this.server.listen(this.path, resolve));
+    return this;
+  }
+
+  async stop() {
+    for (const socket of this.#sockets) socket.destroy();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+}
+
+const line = (id) => JSON.stringify({ rid: String(id), hook: "test" });
+const makeDropped = (counts) => JSON.stringify({ rid: "dropped", hook: "dropped", event: { counts } });
+const bulkLane = (socket, options) => new BulkLane(socket, { makeDropped, timeoutMs: 300, pause: [10, 50], ...options });
+const rids = (forwarder) => forwarder.records.map(({ rid }) => rid);
+
+async function eventually(condition, within = 5000) {
+  const end = Date.now() + within;
+  while (!condition()) {
+    if (Date.now() > end) assert.fail(`not within ${within} ms: ${condition}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+/** Runs `action`; it must reject with `pattern` in at most `ms`. */
+async function failsWithin(ms, pattern, action) {
+  const start = Date.now();
+  await assert.rejects(action, pattern);
+  assert.ok(Date.now() - start < ms, `took ${Date.now() - start} ms, limit ${ms}`);
+}
+
+test("a gate opens when the forwarder accepted the record", async () => {
+  const forwarder = await new Forwarder().start();
+  const gate = new GateLane(forwarder.path);
+  await Promise.all([gate.send(line("a"), 1000), gate.send(line("b"), 1000)]);
+  assert.deepEqual(rids(forwarder), ["a", "b"]);
+  await forwarder.stop();
+});
+
+test("a gate stays shut without a forwarder, with a silent one, and with one that refuses", async () => {
+  await failsWithin(1000, /nowhere\.sock: connect ENOENT/, () => new GateLane(path.join(folder, "nowhere.sock")).send(line("a"), 300));
+  for (const [answer, pattern] of [
+    [() => null, /no answer in time/],
+    [({ n }) => ({ ack: n, ok: false, error: "queue full" }), /queue full/],
+    [() => ({ ack: null, ok: false, error: "refused: not the gateway" }), /not the gateway/],
+    [({ n }) => ({ ack: n + 1 }), /no answer in time/],
+    [(_, socket) => void socket.write("x".repeat(100_000)), /answer without end/],
+    [(_, socket) => void socket.write("words\n"), /not JSON/],
+    [(_, socket) => void socket.destroy(), /closed|ECONNRESET|EPIPE/],
+  ]) {
+    const forwarder = await new Forwarder(answer).start();
+    await failsWithin(1000, pattern, () => new GateLane(forwarder.path).send(line("a"), 300));
+    await forwarder.stop();
+  }
+});
+
+test("a gate rides out a forwarder that restarts within its time", async () => {
+  const forwarder = await new Forwarder().start();
+  const gate = new GateLane(forwarder.path);
+  await gate.send(line("before"), 1000);
+  await forwarder.stop();
+  const waiting = gate.send(line("during"), 2000);
+  setTimeout(() => forwarder.start(), 300);
+  await waiting;
+  assert.deepEqual(rids(forwarder), ["before", "during"]);
+  await forwarder.stop();
+});
+
+test("observations arrive in order, once the forwarder is there", async () => {
+  const forwarder = new Forwarder();
+  const bulk = bulkLane(forwarder.path);
+  for (let i = 0; i < 500; i++) bulk.push("test", line(i));
+  await bulk.flush(50);
+  assert.equal(bulk.queued, 500);
+  await forwarder.start();
+  await eventually(() => bulk.queued === 0);
+  assert.deepEqual(rids(forwarder), Array.from({ length: 500 }, (_, i) => String(i)));
+  assert.equal(bulk.bytes, 0);
+  await forwarder.stop();
+});
+
+test("observations keep their order through broken connections and missing answers", async () => {
+  let seen = 0;
+  const forwarder = await new Forwarder(({ n }, socket) => {
+    seen++;
+    if (seen % 97 === 0) return void socket.destroy();
+    return seen % 61 === 0 ? null : { ack: n };
+  }).start();
+  const bulk = bulkLane(forwarder.path);
+  for (let i = 0; i < 300; i++) bulk.push("test", line(i));
+  await eventually(() => bulk.queued === 0, 20_000);
+  const firsts = [...new Set(rids(forwarder))]; // what was sent again has its own id: the forwarder knows it
+  assert.deepEqual(firsts, Array.from({ length: 300 }, (_, i) => String(i)));
+  await forwarder.stop();
+});
+
+test("what does not fit is counted by hook and told in its place", async () => {
+  const forwarder = new Forwarder();
+  const bulk = bulkLane(forwarder.path, { maxRecords: 3 });
+  for (let i = 0; i < 5; i++) bulk.push(`hook${i}`, line(i));
+  assert.equal(bulk.dropped, 2);
+  await forwarder.start();
+  await eventually(() => forwarder.records.length === 4);
+  assert.deepEqual(rids(forwarder), ["0", "1", "2", "dropped"]);
+  assert.deepEqual(forwarder.records[3].event.counts, { hook3: 1, hook4: 1 });
+  await forwarder.stop();
+});
+
+test("a record that the forwarder will never take does not hold up the others", async () => {
+  const forwarder = await new Forwarder(({ n, rid }) => (rid === "1" ? { ack: n, ok: false, retry: false, error: "no" } : { ack: n })).start();
+  const bulk = bulkLane(forwarder.path);
+  for (let i = 0; i < 3; i++) bulk.push("test", line(i));
+  await eventually(() => forwarder.records.length === 3);
+  assert.deepEqual(rids(forwarder), ["0", "2", "dropped"]);
+  await forwarder.stop();
+});
+
+test("a record that the forwarder refuses for now is sent again", async () => {
+  let refusals = 0;
+  const forwarder = await new Forwarder(({ n, rid }) =>
+    rid === "0" && refusals++ < 3 ? { ack: n, ok: false, error: "queue full" } : { ack: n },
+  ).start();
+  const bulk = bulkLane(forwarder.path, { batch: 1 });
+  for (let i = 0; i < 3; i++) bulk.push("test", line(i));
+  await eventually(() => bulk.queued === 0);
+  assert.deepEqual(rids(forwarder), ["0", "1", "2"]);
+  await forwarder.stop();
+});
+
+test("a record never exceeds its limit and keeps head and tail of what was cut", () => {
+  const command = `head ${"ä".repeat(400_000)} tail`;
+  const text = record("before_tool_call", { toolName: "exec", params: { command } }, { runId: "r" });
+  assert.ok(Buffer.byteLength(text) <= MAX_RECORD);
+  const { event, ctx } = JSON.parse(text);
+  assert.match(event.params.command, /^head ä+\[clawtrail: cut, 400010 characters in all\]ä+ tail$/);
+  assert.equal(ctx.runId, "r");
+});
+
+test("a record of very many small values is cut too", () => {
+  const params = { list: Array.from({ length: 200_000 }, (_, i) => i) };
+  const text = record("before_tool_call", { toolName: "exec", runId: "r", params }, {});
+  assert.ok(Buffer.byteLength(text) <= MAX_RECORD);
+  const { event } = JSON.parse(text);
+  assert.equal(event.toolName, "exec");
+  assert.ok(event.cut.bytes > 1_000_000);
+});
+
+test("what cannot be JSON does not stop a record", () => {
+  const params = { big: 10n, run() {}, signal: new AbortController().signal, error: new TypeError("no") };
+  params.self = params;
+  const { event, ctx } = JSON.parse(record("before_tool_call", { params }, { config: { secret: 1 }, agentId: "main" }));
+  assert.deepEqual(event.params, { big: "10", error: { name: "TypeError", message: "no" }, self: "[circular]" });
+  assert.deepEqual(ctx, { agentId: "main" });
+});
+
+test("bulky fields are named by size and hash, credentials are left out", () => {
+  const run = JSON.parse(record("before_agent_run", { prompt: "hi", systemPrompt: "you are", messages: [{ role: "user" }] }, {}));
+  assert.deepEqual(run.event, {
+    prompt: "hi",
+    systemPrompt: { bytes: 7, sha256: createHash("sha256").update("you are").digest("hex") },
+    messages: { count: 1, bytes: 17 },
+  });
+  const input = JSON.parse(record("llm_input", { tools: [{ name: "exec", schema: "…".repeat(1000) }], historyMessages: [] }, {}));
+  assert.deepEqual(input.event.tools.names, ["exec"]);
+  assert.deepEqual(input.event.historyMessages, { count: 0, bytes: 2 });
+  const pairing = JSON.parse(record("channel_pairing_requested", { code: "123456", senderId: "x" }, {}));
+  assert.deepEqual(pairing.event, { senderId: "x" });
+});

@@ -1,0 +1,139 @@
+"""The scripted model: a script becomes tool calls, one by one, over both ways of answering."""
+
+import http.client
+import json
+import threading
+
+import pytest
+
+from clawtrail.demo_model import MAX_BODY, Call, DemoModel, ScriptError, decide, parse_script
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def called(name):
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name}}]}
+
+
+def result(text):
+    return {"role": "tool", "content": text}
+
+
+def test_a_script_may_nest_braces_span_lines_and_sit_among_other_text():
+    script = """[Mon 2026-11-23 12:00 UTC] TOOL exec {"command": "echo '}{' {a,b}"}
+    Some words about a TOOL that is none.
+      TOOL write {
+        "path": "/tmp/x", "content": "line\\nTOOL exec {}"
+      }
+    TOOL sessions_spawn {"task": "TOOL exec {\\"command\\": \\"id\\"}"}"""
+    assert parse_script(script) == [
+        Call("exec", {"command": "echo '}{' {a,b}"}),
+        Call("write", {"path": "/tmp/x", "content": "line\nTOOL exec {}"}),
+        Call("sessions_spawn", {"task": 'TOOL exec {"command": "id"}'}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('TOOL exec {"a": 1}\nTOOL', "line 2: no tool name"),
+        ("TOOL exec", "line 1: the arguments of exec are not JSON"),
+        ('TOOL exec {"a": ', "line 1: the arguments of exec are not JSON"),
+        ("TOOL exec [1]", "line 1: the arguments of exec are no JSON object"),
+        ('ok\nTOOL exec {"a": 1} and more', "line 2: unexpected text after the arguments of exec: and more"),
+        ("TOOL exec " + '{"a":' * 100_000, "line 1: the arguments of exec are"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named_and_no_call_is_made(script, words):
+    with pytest.raises(ScriptError, match="^" + words):
+        parse_script(script)
+    assert words in decide([user(script)])
+
+
+def test_calls_are_made_one_by_one_and_then_summed_up():
+    script = user('TOOL exec {"command": "id"}\nTOOL read {"path": "x"}')
+    assert decide([script]) == Call("exec", {"command": "id"})
+    assert decide([script, called("exec"), result("uid=0")]) == Call("read", {"path": "x"})
+    conversation = [script, called("exec"), result("uid=0"), called("read"), result("no\n such   file")]
+    assert decide(conversation) == "DONE 2 tool results: uid=0 | no such file"
+
+
+def test_an_answered_script_is_not_run_again():
+    answered = [user("TOOL exec {}"), called("exec"), result("x"), {"role": "assistant", "content": "DONE"}]
+    assert decide([*answered, user("thanks")]) == "DONE 0 tool results"
+    assert decide([*answered, user("TOOL read {}")]) == Call("read", {})
+
+
+@pytest.mark.parametrize("messages", [[], [None, 7], [user(None)], [user([{"type": "text"}, "x"])]])
+def test_odd_messages_are_answered(messages):
+    assert decide(messages) == "DONE 0 tool results"
+
+
+@pytest.fixture
+def request_():
+    """A function (method, path, body, headers) → (status, text) on a running server."""
+    with DemoModel("127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def send(method, path, body=None, headers=None):
+            connection = http.client.HTTPConnection(*server.server_address[:2], timeout=5)
+            try:
+                connection.request(method, path, body, headers or {})
+                response = connection.getresponse()
+                return response.status, response.read().decode()
+            finally:
+                connection.close()
+
+        yield send
+        server.shutdown()
+
+
+def test_the_stream_says_the_same_as_the_whole_answer(request_):
+    body = {"model": "demo", "messages": [user('TOOL exec {"command": "id"}')]}
+    status, text = request_("POST", "/v1/chat/completions", json.dumps(body))
+    assert status == 200
+    whole = json.loads(text)
+    call = whole["choices"][0]["message"]["tool_calls"][0]
+    assert call["function"] == {"name": "exec", "arguments": '{"command": "id"}'}
+    usage = whole["usage"]
+    assert 0 < usage["completion_tokens"] < usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+    status, text = request_("POST", "/v1/chat/completions", json.dumps(body | {"stream": True}))
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert lines.pop() == "[DONE]"
+    chunks = [json.loads(line) for line in lines]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    assert deltas[1]["tool_calls"][0]["function"] == call["function"]
+    assert chunks[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"] == "tool_calls"
+    assert chunks[-1]["usage"] == usage
+
+
+def test_more_tokens_for_a_longer_prompt(request_):
+    def prompt_tokens(text):
+        return json.loads(request_("POST", "/v1/chat/completions", json.dumps({"messages": [user(text)]}))[1])["usage"][
+            "prompt_tokens"
+        ]
+
+    assert prompt_tokens("x" * 4000) - prompt_tokens("") == 1000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "headers", "status", "words"),
+    [
+        ("GET", "/healthz", None, {}, 200, "ok"),
+        ("GET", "/v1/models", None, {}, 200, '"demo"'),
+        ("GET", "/v1", None, {}, 404, "no such path"),
+        ("POST", "/v1/responses", "{}", {}, 404, "no such path"),
+        ("POST", "/v1/chat/completions", "{", {}, 400, "not JSON"),
+        ("POST", "/v1/chat/completions", "[" * 100_000, {}, 400, "not JSON"),
+        ("POST", "/v1/chat/completions", "[]", {}, 400, "no JSON object"),
+        ("POST", "/v1/chat/completions", None, {"content-length": str(MAX_BODY + 1)}, 413, "limit"),
+        ("POST", "/v1/chat/completions", None, {"content-length": "-1"}, 413, "limit"),
+        ("POST", "/v1/chat/completions", None, {"content-length": "x"}, 411, "Content-Length"),
+    ],
+)
+def test_every_request_is_answered(request_, method, path, body, headers, status, words):
+    assert request_(method, path, body, headers)[0] == status
+    assert words in request_(method, path, body, headers)[1]
