@@ -124,17 +124,15 @@ def _as_json(entry: Entry) -> str:
 
 
 def _trail(o: argparse.Namespace) -> int:
-    from .trail import table
+    from .trail import sessions, table
 
-    store, deadline, query = Loki(o.loki), time.monotonic() + o.wait, f'{{job="audit"}} | session=~"{o.session}"'
-    while True:
-        found = list(store.query(query, duration(o.since)))
-        done = any(e.labels.get("event") == o.until for e in found)
-        if done or time.monotonic() >= deadline:
-            break
+    store, since, deadline = Loki(o.loki), duration(o.since), time.monotonic() + o.wait
+    found = sessions(store, o.session, since)
+    while o.until and not any(e.labels.get("event") == o.until for e in found) and time.monotonic() < deadline:
         time.sleep(0.2)
+        found = sessions(store, o.session, since)
     if not found:
-        return _fail(f"no event within {o.since} for the query {query}", 1)
+        return _fail(f"no event of the session {o.session!r} in the last {o.since}", 1)
     print(table(found))
     return 0
 
@@ -211,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--since", default="1h")
     sub.add_argument("--loki", default=loki)
     sub = command("trail", _trail, "show a session's events as a table")
-    sub.add_argument("session", help="regular expression over session names")
+    sub.add_argument("session", help="for example agent:main:demo")
     sub.add_argument("--since", default="15m")
     sub.add_argument("--until", metavar="KIND", default="", help="wait until an event of this kind is there")
     sub.add_argument("--wait", type=float, default=0.0, metavar="SECONDS")

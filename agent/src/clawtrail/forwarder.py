@@ -1,7 +1,7 @@
 """The sidecar: takes records from the agent's gateway over one unix socket, acknowledges each after it is accepted.
 
 Protocol: JSON lines. `{"n": 7, "rid": "…", "hook": "…", "at": "…", "event": {…}, "ctx": {…}}` is answered by
-`{"ack": 7}`, or by `{"ack": 7, "ok": false, "error": "…"}` when nothing was recorded. `{"n": 8, "ping": true}` is
+`{"ack": 7}`, or by `{"ack": 7, "ok": false, "error": "…", "retry": false}` when it was not accepted. `{"n": 8, "ping": true}` is
 answered and not recorded; `{"n": 9, "status": true}` is answered with the counters.
 
 What the agent starts runs under the gateway's uid and could write to the socket itself. The kernel names the peer's
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from .adapters.openclaw import OpenClaw
-from .errors import ClawtrailError, EventError
+from .errors import ClawtrailError, EventError, QueueFull
 from .recorder import Recorder
+from .redact import Found
 
 log = logging.getLogger("clawtrail.forwarder")
 
@@ -156,8 +157,7 @@ class Forwarder:
             try:
                 raw = await reader.readuntil(b"\n")
             except asyncio.LimitOverrunError:
-                self.counters["rejected"] += 1
-                writer.write(_line({"ack": None, "ok": False, "error": f"a record of more than {LINE_MAX} bytes"}))
+                writer.write(_line(self._reject(None, f"a record of more than {LINE_MAX} bytes")))
                 return
             writer.write(_line(handle(raw)))
             await writer.drain()
@@ -181,11 +181,13 @@ class Forwarder:
                 self._seen[rid] = None
                 if len(self._seen) > _REMEMBER:
                     self._seen.popitem(last=False)
+        except QueueFull as e:
+            return self._reject(n, str(e), retry=True)
         except ClawtrailError as e:
-            return self._reject(n, str(e))
+            return self._reject(n, str(e), raw=raw)
         except Exception as e:  # a record that breaks the mapping is refused, so a gate stays closed
             log.exception("record not understood")
-            return self._reject(n, f"{type(e).__name__}: {e}")
+            return self._reject(n, f"{type(e).__name__}: {e}", raw=raw)
         self.counters["acknowledged"] += 1
         return {"ack": n}
 
@@ -193,10 +195,21 @@ class Forwarder:
         fields = {k: v for k, v in record.items() if k not in ("n", "rid", "kind", "outcome", "at")}
         self.recorder.record(str(record.get("kind")), record.get("outcome", "success"), **fields)
 
-    def _reject(self, n: Any, why: str) -> dict[str, Any]:
+    def _reject(self, n: Any, why: str, raw: bytes = b"", retry: bool = False) -> dict[str, Any]:
+        """Says no. What will never be accepted is on record all the same, with its beginning and the reason."""
         self.counters["rejected"] += 1
         log.warning("rejected: %s", why)
-        return {"ack": n, "ok": False, "error": why}
+        if not retry:
+            with suppress(ClawtrailError):
+                excerpt = self.recorder.redactor.string(raw[:2048].decode("utf-8", "backslashreplace"), Found())
+                self.recorder.record(
+                    "system.drop",
+                    "failure",
+                    dropped={"n": 1, "reason": "rejected"},
+                    error={"type": "rejected", "message": why},
+                    content={"size": len(raw), "excerpt": excerpt},
+                )
+        return {"ack": n, "ok": False, "error": why, "retry": retry}
 
     def _status(self, raw: bytes) -> dict[str, Any]:
         return {"ack": _object(raw).get("n"), **self.recorder.stats(), **self.counters}

@@ -50,7 +50,7 @@ class Loki:
         start = until - int((since + 60) * 1e9)
         seen: set[tuple[int, str, str]] = set()
         while True:
-            page = sorted(self._page(logql, start, until), key=lambda e: e.time)
+            page = sorted(self._page(logql, start, until), key=_order)
             fresh = [e for e in page if (e.time, e.line, _key(e)) not in seen]
             yield from fresh
             if len(page) < PAGE or not fresh:
@@ -77,6 +77,12 @@ class Loki:
             raise StoreError(e.code, e.read().decode("utf-8", "replace").strip()) from None
         except (OSError, ValueError) as e:
             raise StoreError(0, f"no answer from {self._url}: {getattr(e, 'reason', e)}") from None
+
+
+def _order(entry: Entry) -> tuple[int, str, int]:
+    """Events of one moment in the order of their numbers."""
+    seq = entry.labels.get("seq", "")
+    return entry.time, entry.labels.get("epoch", ""), int(seq) if seq.isdigit() else 0
 
 
 def _key(entry: Entry) -> str:

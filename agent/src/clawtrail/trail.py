@@ -6,9 +6,29 @@ import json
 from datetime import UTC, datetime
 from typing import Iterable
 
-from .store import Entry
+from .store import Entry, Loki
 
 _COLUMNS = (("time", 12), ("kind", 18), ("tool", 15), ("outcome", 8), ("session", 38), ("what", 0))
+
+
+def sessions(store: Loki, session: str, since: float) -> list[Entry]:
+    """The events of a session and of the subagents that it started, oldest first."""
+    found = list(store.query(_of(session), since))
+    children = {_member(e.line, "peer", "session") for e in found if e.labels.get("event") == "subagent.start"} - {None, session}
+    for child in children:
+        found += store.query(_of(str(child)), since)
+    return sorted(found, key=lambda e: (e.time, e.labels.get("epoch", ""), int(e.labels.get("seq") or 0)))
+
+
+def _of(session: str) -> str:
+    return f'{{job="audit"}} | session={json.dumps(session)}'
+
+
+def _member(line: str, *path: str) -> str | None:
+    value = json.loads(line)
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def table(entries: Iterable[Entry]) -> str:
@@ -29,7 +49,8 @@ def table(entries: Iterable[Entry]) -> str:
 
 
 def _fit(cell: str, width: int) -> str:
-    cell = cell.encode("unicode_escape").decode() if not cell.isprintable() else cell
+    if not cell.isprintable():  # an excerpt is somebody else's text: no control character reaches the terminal
+        cell = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cell)
     return cell if not width else (cell if len(cell) <= width else cell[: width - 1] + "…").ljust(width)
 
 

@@ -19,6 +19,8 @@ from ..redact import Found
 
 _REMEMBER = 10_000  #: attempts whose outcome may still come
 _SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"}
+#: Hooks whose content other hooks report in full.
+_SAID_ELSEWHERE = frozenset({"diag:run.started", "diag:exec.process.completed"})
 _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
 
 
@@ -31,6 +33,7 @@ class OpenClaw:
         self._credentials: OrderedDict[str, list[tuple[str, dict[str, Any]]]] = OrderedDict()
         self._steps: OrderedDict[str, int] = OrderedDict()
         self._runs: OrderedDict[str, None] = OrderedDict()
+        self._current: OrderedDict[str, str] = OrderedDict()
         self._inputs: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._hooks: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
             "before_agent_run": self._run_start,
@@ -38,6 +41,7 @@ class OpenClaw:
             "after_tool_call": self._tool_result,
             "before_message_write": self._message_write,
             "llm_input": self._llm_input,
+            "llm_output": self._llm_output,
             "model_call_started": self._model_request,
             "model_call_ended": self._model_ended,
             "agent_end": self._run_end,
@@ -57,9 +61,18 @@ class OpenClaw:
             "cron_changed": self._cron,
             "cron_reconciled": self._cron,
             "skill_changed": self._skill,
+            "skill_proposal_changed": self._skill,
+            "before_compaction": self._compaction_attempt,
+            "after_compaction": self._compaction,
+            "channel_pairing_requested": self._pairing,
+            "dropped": self._dropped,
             "diag:run.completed": self._run_completed,
             "diag:security.event": self._security,
-            "plugin_dropped": self._plugin_dropped,
+            "diag:tool.execution.blocked": self._blocked,
+            "diag:exec.approval.followup_suppressed": self._approval_suppressed,
+            "diag:model.failover": self._failover,
+            "diag:diagnostic.async_queue.dropped": self._dropped,
+            "diag:gateway.rpc": self._operator,
         }
 
     @property
@@ -70,10 +83,12 @@ class OpenClaw:
     def take(self, record: dict[str, Any]) -> None:
         """Records what one hook reported. Raises EventError for a record that is none, QueueFull as the recorder does."""
         hook = record.get("hook")
-        handle = self._hooks.get(hook) if isinstance(hook, str) else None
+        if hook in _SAID_ELSEWHERE:
+            return
+        handle = self._internal if str(hook).startswith("internal:") else self._hooks.get(str(hook))
         if handle is None:
             raise EventError(f"hook {hook!r} is unknown; expected one of {' '.join(sorted(self._hooks))}")
-        self._time = _seconds(record.get("at"))
+        self._hook, self._time = str(hook), _seconds(record.get("at"))
         handle(_dict(record.get("event")), _dict(record.get("ctx")))
 
     # -- runs and sessions ---------------------------------------------------------------------------------------
@@ -92,6 +107,8 @@ class OpenClaw:
         self._remember(f"run:{fields.get('run')}", self._record("run.start", "attempt", fields))
         self._runs[str(fields.get("run"))] = None
         _bound(self._runs)
+        self._current[str(fields.get("session"))] = str(fields.get("run"))
+        _bound(self._current)
 
     def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The host's own diagnostics, which no hook gates: a run that it knows and we do not went past the gate."""
@@ -211,6 +228,14 @@ class OpenClaw:
             "tools_n": len(names) if isinstance(names, list) else None}  # fmt: skip
         _bound(self._inputs)
 
+    def _llm_output(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """The answer is on record as decisions; what counts here is who ran the model: another harness has no gate of ours."""
+        harness = event.get("harnessId")
+        if harness not in (None, "openclaw"):
+            self._record("policy.decision", "unknown", self._common(event, ctx) | {
+                "policy": {"engine": "clawtrail", "rule": "harness", "verdict": "none", "reason": f"the run used the harness {harness}"},
+                "flag": {"rule": "trail.bypass", "severity": "high", "technique": "T1562.001"}})  # fmt: skip
+
     def _model_request(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         fields = self._common(event, ctx)
         fields["model"] = _some({**(_model(event) or {}), **self._inputs.get(str(fields["run"]), {})})
@@ -231,6 +256,8 @@ class OpenClaw:
     def _message_write(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         message = _dict(event.get("message"))
         role = message.get("role")
+        if not ctx.get("runId"):  # this hook does not say which run it belongs to; a session has one at a time
+            ctx = {**ctx, "runId": self._current.get(_text(ctx.get("sessionKey")))}
         if role == "user":
             self._record("message.in", "success", self._common(event, ctx) | {"content": self._content(_text(message.get("content")))})
         elif role == "assistant":
@@ -284,8 +311,52 @@ class OpenClaw:
     def _heartbeat(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("system.heartbeat", "success", {"health": {"component": "openclaw", "plugin": "loaded"} | event})
 
-    def _plugin_dropped(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("system.drop", "failure", {"dropped": {"lane": "plugin"} | event})
+    def _dropped(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        counts = _dict(event.get("counts"))
+        number = sum(n for n in counts.values() if isinstance(n, int)) or event.get("count") or event.get("droppedCount")
+        self._record("system.drop", "failure", {
+            "dropped": _some({"n": number, "reason": "queue-full", "lane": "openclaw" if self._hook.startswith("diag:") else "plugin",
+                              "hooks": " ".join(f"{hook}:{n}" for hook, n in counts.items())}),
+            "error": _error(event.get("error"))})  # fmt: skip
+
+    def _internal(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """Events that OpenClaw names with colons: commands of the user, session settings, a restart."""
+        name = self._hook.removeprefix("internal:")
+        if name.startswith("command:"):
+            self._record("message.in", "success", self._common(event, ctx) | {"content": self._content("/" + name.removeprefix("command:"))})
+        elif name.startswith("gateway:"):
+            self._record("system.stop", "attempt", {"health": {"component": "openclaw", "reason": name}})
+        else:
+            self._change("success", {"what": "config", "name": name, "after": _text(event.get("context"))}, event, ctx)
+
+    def _operator(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """A call of the gateway's control interface."""
+        outcome = {"ok": "success", "success": "success", "completed": "success", "error": "failure"}.get(_text(event.get("outcome")), "unknown")
+        self._change(outcome, {"what": "config", "name": event.get("method"), "by": "operator"}, event, ctx)
+
+    def _pairing(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("auth.login", "attempt", self._common(event, ctx) | {
+            "actor": _some({"type": "user", "id": event.get("senderId"), "auth": "none", "surface": event.get("channel") or ctx.get("channelId")})})  # fmt: skip
+
+    def _compaction_attempt(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._change("attempt", {"what": "prompt", "name": "compaction", "before": event.get("messageCount")}, event, ctx)
+
+    def _compaction(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._change("success", {"what": "prompt", "name": "compaction", "after": event.get("compactedCount")}, event, ctx)
+
+    def _failover(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._change("success", {"what": "model", "name": "failover", "before": _text(event.get("from") or event.get("fromModel")),
+                                 "after": _text(event.get("to") or event.get("toModel")), "by": _text(event.get("reason"))}, event, ctx)  # fmt: skip
+
+    def _blocked(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("policy.decision", "denied", self._common(event, ctx) | {
+            "tool": self._tool(event, ctx),
+            "policy": _some({"engine": "openclaw", "verdict": "deny", "rule": event.get("deniedReason") or event.get("code"),
+                             "reason": event.get("reason")})})  # fmt: skip
+
+    def _approval_suppressed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        self._record("approval.result", "unknown", self._common(event, ctx) | {
+            "approval": _some({"id": event.get("approvalId"), "state": "suppressed"}), "error": _error(event.get("reason"))})  # fmt: skip
 
     def _install(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._change("attempt", {"what": event.get("targetType") or "plugin", "name": event.get("targetName")}, event, ctx)
@@ -384,12 +455,19 @@ def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(value: object) -> str:
-    """A hook's text: a string, or the text parts of a content list; other parts as their type."""
+    """A hook's text: a string, or the text parts of a content list; other parts as their type, tool calls not at all."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return "\n".join(p.get("text") or f"[{p.get('type')}]" if isinstance(p, dict) else str(p) for p in value)
+        return "\n".join(_part(p) for p in value if not (isinstance(p, dict) and p.get("type") == "toolCall"))
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _part(part: object) -> str:
+    if isinstance(part, dict):
+        text = part.get("text")
+        return text if isinstance(text, str) else f"[{part.get('type')}]"
+    return str(part)
 
 
 def _digest(value: object) -> str | None:
