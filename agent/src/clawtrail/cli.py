@@ -46,8 +46,9 @@ def _setup(o: argparse.Namespace) -> int:
 
     made = setup.make_secrets(o.secrets)
     print(setup.step("Secrets", "Grafana password · gateway token · fingerprint key", made))
-    names = setup.receiver_names(os.environ.get("HOST_NAMES", ""), os.environ.get("RECEIVER_NAMES", ""))
-    made, what = setup.make_certificates(o.certs, names, os.environ.get("CLIENT_NAMES", "openclaw operator").split())
+    names = setup.receiver_names(os.environ.get("RECEIVER_NAMES", ""))
+    clients = os.environ.get("CLIENT_NAMES", "openclaw operator").split()
+    made, what = setup.make_certificates(o.certs, names, clients, setup.words(os.environ.get("HOST_NAMES", "")))
     print(setup.step("Certificates", what, made))
     setup.own_volumes(o.volumes)
     return 0

@@ -34,11 +34,13 @@ def make_secrets(folder: Path) -> bool:
     return bool(made)
 
 
-def make_certificates(folder: Path, names: list[str], clients: list[str]) -> tuple[bool, str]:
+def make_certificates(folder: Path, names: list[str], clients: list[str], host_names: list[str] | None = None) -> tuple[bool, str]:
     """Both CAs, the receiver's certificate and one folder per client. Returns (something was made, what there is).
 
-    Raises ConfigurationError when the receiver's certificate lacks a name that is asked for: a certificate that is
-    in use is never replaced behind the back of its senders.
+    Args:
+        names: what senders dial. Raises ConfigurationError when the receiver's certificate, already there, lacks one:
+            a certificate in use is never replaced behind the back of its senders.
+        host_names: the host's own names, put in when the certificate is made; they may change later.
     """
     server_ca, made_server_ca = _authority(folder / "ca", "server-ca", "clawtrail receiver CA")
     client_ca, made_client_ca = _authority(folder / "ca", "client-ca", "clawtrail client CA")
@@ -46,7 +48,7 @@ def make_certificates(folder: Path, names: list[str], clients: list[str]) -> tup
     server = folder / "server"
     _forget_half(server / "server.crt", server / "server.key", server / "client-ca.crt")
     if not (server / "server.crt").exists():
-        certificate, key = server_ca.server(names)
+        certificate, key = server_ca.server(list(dict.fromkeys([*names, *(host_names or [])])))
         write(server / "server.key", key, 0o600, UIDS["syslog-ng"])
         write(server / "client-ca.crt", pem(client_ca.certificate), 0o644, UIDS["root"])
         write(server / "server.crt", certificate, 0o644, UIDS["root"])
@@ -65,8 +67,8 @@ def make_certificates(folder: Path, names: list[str], clients: list[str]) -> tup
             write(base / "ca.crt", pem(server_ca.certificate), 0o644, UIDS["root"])
             write(base / "client.crt", certificate, 0o644, UIDS["root"])
             made = True
-    plural = "s" if len(clients) != 1 else ""
-    return made, f"CAs · receiver for {','.join(names)} · client{plural} {', '.join(clients)}"
+    known = ",".join(sorted(names_of(server / "server.crt") - {"127.0.0.1", "::1", "syslog-ng"}))
+    return made, f"CAs · receiver for {known} · client{"s" if len(clients) != 1 else ""} {', '.join(clients)}"
 
 
 def _authority(folder: Path, name: str, common_name: str) -> tuple[Authority, bool]:
@@ -89,10 +91,13 @@ def _forget_half(certificate: Path, *others: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def receiver_names(*given: str) -> list[str]:
+def receiver_names(given: str) -> list[str]:
     """What senders may dial: localhost and the service's name, then every given word once, in lower case."""
-    words = ["localhost", "127.0.0.1", "::1", "syslog-ng", *" ".join(given).replace(",", " ").lower().split()]
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", "syslog-ng", *words(given)]))
+
+
+def words(text: str) -> list[str]:
+    return text.replace(",", " ").lower().split()
 
 
 def own_volumes(folder: Path) -> None:
