@@ -68,7 +68,8 @@ def make_certificates(folder: Path, names: list[str], clients: list[str], host_n
             write(base / "client.crt", certificate, 0o644, UIDS["root"])
             made = True
     known = ",".join(sorted(names_of(server / "server.crt") - {"127.0.0.1", "::1", "syslog-ng"}))
-    return made, f"CAs · receiver for {known} · client{"s" if len(clients) != 1 else ""} {', '.join(clients)}"
+    noun = "client" if len(clients) == 1 else "clients"
+    return made, f"CAs · receiver for {known} · {noun} {', '.join(clients)}"
 
 
 def _authority(folder: Path, name: str, common_name: str) -> tuple[Authority, bool]:
