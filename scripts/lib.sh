@@ -16,7 +16,7 @@ trap tidy EXIT
 
 # log STEP DETAIL [STATE]
 log() {
-  local gap=$((54 - ${#2}))
+  local gap=$((64 - ${#2}))
   [ "$gap" -gt 0 ] || gap=0
   if [ $# -gt 2 ]; then printf '[+] %-14s %s%*s %s\n' "$1" "$2" "$gap" '' "$3"; else printf '[+] %-14s %s\n' "$1" "$2"; fi
 }
@@ -68,10 +68,11 @@ load_env() {
   done
 }
 
-# A value as compose reads it: without quotes around it, or without a trailing comment.
+# VALUE: as compose reads it, that is what stands in quotes, or all before a trailing comment.
 unquote() {
   case $1 in
-    \'*\'|\"*\") VALUE=${1:1:${#1}-2} ;;
+    \'*\'*) VALUE=${1#\'}; VALUE=${VALUE%%\'*} ;;
+    \"*\"*) VALUE=${1#\"}; VALUE=${VALUE%%\"*} ;;
     *) VALUE=${1%%[[:space:]]#*}; VALUE=${VALUE%"${VALUE##*[![:space:]]}"} ;;
   esac
 }

@@ -6,7 +6,7 @@
 . scripts/images.sh
 
 PATIENCE=180         # seconds for all containers to be healthy
-RESTARTS=4           # a container that was restarted as often does not come up any more
+RESTARTS=8           # a container that was restarted as often meanwhile does not come up any more
 
 main() {
   load_env
@@ -41,33 +41,33 @@ containers() {
   local before began=$SECONDS names
   drop_stale
   before=$(states)
-  start_containers
+  start_containers "$before"
   names=$(compose config --services | xargs)
   if [ "$before" = "$(states)" ]; then log Containers "$names" unchanged
   else log Containers "$names" "healthy in $((SECONDS - began)) s"; fi
 }
 
-# One line per container: service, state, health, restarts, exit code, start, id.
+# One line per container: service, state, health, restarts, exit code, start, name.
 states() {
-  ours ps -aq --no-trunc --filter label=com.docker.compose.oneoff=False | sort | while read -r id; do
-    docker inspect -f '{{index .Config.Labels "com.docker.compose.service"}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}healthy{{end}} {{.RestartCount}} {{.State.ExitCode}} {{.State.StartedAt}} {{.Id}}' "$id" 2>/dev/null || true
-  done
+  ours ps -aq --filter label=com.docker.compose.oneoff=False | xargs -r env "${DOCKER[@]}" inspect -f \
+    '{{index .Config.Labels "com.docker.compose.service"}} {{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}healthy{{end}} {{.RestartCount}} {{.State.ExitCode}} {{.State.StartedAt}} {{.Name}}' \
+    2>/dev/null || true
 }
 
 # Containers of a service that the env file no longer switches on.
 drop_stale() {
-  local service id wanted
+  local service name wanted
   wanted=" $(compose config --services | xargs) "
-  states | while read -r service _ _ _ _ _ id; do
+  states | while read -r service _ _ _ _ _ name; do
     [[ $wanted == *" $service "* ]] && continue
     log Containers "$service is switched off: removing it"
-    docker rm -f "$id" >/dev/null
+    docker rm -f "${name#/}" >/dev/null
   done
 }
 
 # Compose waits for dependencies without an end of its own; we do not.
 start_containers() {
-  local up ended='' deadline=$((SECONDS + PATIENCE))
+  local before=$1 up ended='' deadline=$((SECONDS + PATIENCE))
   env "${DOCKER[@]}" compose --env-file "$ENV_FILE" --progress plain up -d </dev/null >"$LOG" 2>&1 &
   up=$!
   while [ "$SECONDS" -lt "$deadline" ]; do
@@ -76,26 +76,34 @@ start_containers() {
       ended=yes
     fi
     [ -z "$ended" ] || ! all_healthy || return 0
-    ! states | awk -v most="$RESTARTS" '$4 >= most {found = 1} END {exit !found}' || break
-    sleep 0.5
+    ! keeps_crashing "$before" || break
+    sleep 1
   done
   as_docker kill "$up" 2>/dev/null || true
   blame
+}
+
+keeps_crashing() {
+  { echo "$1"; echo now; states; } | awk -v most="$RESTARTS" '
+    $1 == "now" {now = 1; next}
+    !now {was[$7] = $4}
+    now && $4 - was[$7] >= most {found = 1}
+    END {exit !found}'
 }
 
 all_healthy() { ! states | grep -qv ' running healthy '; }
 
 # Names the container that keeps the others waiting, and shows its last words.
 blame() {
-  local service state health restarts code id
-  read -r service state health restarts code _ id < <(worst) || true
+  local service state health restarts code name
+  read -r service state health restarts code _ name < <(worst) || true
   if [ -z "${service:-}" ]; then
     show_log 20
     fail Containers 'docker compose could not start them' 'the output above' 'all containers started' "mend the cause, then: make up"
   fi
-  docker logs --tail 20 "$id" 2>&1 | sed 's/^/    | /' >&2
+  docker logs --tail 20 "${name#/}" 2>&1 | sed 's/^/    | /' >&2
   fail Containers "$service does not come up; its last log lines stand above" \
-    "$state, $health, restarted $restarts times, exit code $code$(last_check "$id")" \
+    "$state, $health, restarted $restarts times, exit code $code$(last_check "${name#/}")$(compose_error)" \
     "running and healthy within $PATIENCE s" "make logs S=$service; mend the cause, then: make up"
 }
 
@@ -109,6 +117,8 @@ last_check() {
   docker inspect -f '{{if .State.Health}}{{range .State.Health.Log}}{{println .Output}}{{end}}{{end}}' "$1" |
     grep . | tail -n 1 | cut -c1-300 | sed 's/^/; health check says: /' || true
 }
+
+compose_error() { grep -iE 'error|dependency|failed' "$LOG" | tail -n 1 | sed 's/^ */; compose says: /' || true; }
 
 # One line, printed by `clawtrail prove` itself.
 proof() {
