@@ -12,7 +12,7 @@ down() {
 # Names what it will delete, asks, and deletes that and nothing else.
 clean() {
   local containers volumes networks folders images answer=0
-  containers=$(ours ps -aq --format '{{.Names}}' | xargs)
+  containers=$(ours ps -a --format '{{.Names}}' | xargs)
   volumes=$(ours volume ls -q | xargs)
   networks=$(ours network ls --format '{{.Name}}' | xargs)
   images=$(docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=clawtrail/*' | xargs)
@@ -68,10 +68,10 @@ status() {
   done
 }
 
+# Follows on a terminal; elsewhere the last lines, without the terminal codes that compose writes all the same.
 logs() {
-  local options=(--tail "${TAIL:-200}")
-  [ ! -t 1 ] || options+=(--follow)
-  compose "${ALL[@]}" logs "${options[@]}" ${S:+"$S"}
+  if [ -t 1 ]; then compose "${ALL[@]}" logs --tail "${TAIL:-200}" --follow ${S:+"$S"}
+  else compose "${ALL[@]}" logs --no-color --tail "${TAIL:-200}" ${S:+"$S"} | sed $'s/^\e\\[2K//'; fi
 }
 
 password() { compose run --rm -T setup clawtrail password </dev/null; }
