@@ -6,6 +6,7 @@ One JSON object on one line, UTF-8, keys in a fixed order, no floats, integers b
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ from typing import Any
 from .errors import EventError
 
 VERSION = 1
-LINE_MAX = 44 * 1024  #: bytes of one line; with header and structured data a frame stays below 48 KiB
+LINE_MAX = 40 * 1024  #: bytes of what a producer decides; with the fixed head, header and structured data a frame stays below 48 KiB
+NAME_MAX = 512  #: bytes of a session or run
 LEAF_MAX = 2048  #: characters of one string inside an event
 DEPTH_MAX = 8
 SCAN_MAX = 64 * 1024  #: characters of one text that are redacted and hashed; the rest is only counted
@@ -69,18 +71,22 @@ def body(kind: str, outcome: str, fields: dict[str, Any]) -> dict[str, Any]:
 
     Raises EventError, naming what was found and what was expected, and records nothing.
     """
-    category = KINDS.get(kind)
+    category = KINDS.get(kind) if isinstance(kind, str) else None
     if category is None:
         raise EventError(f"event kind {kind!r} is unknown; expected one of {' '.join(KINDS)}")
-    if outcome not in OUTCOMES:
+    if not isinstance(outcome, str) or outcome not in OUTCOMES:
         raise EventError(f"outcome {outcome!r} is unknown; expected one of {' '.join(sorted(OUTCOMES))}")
+    for name in fields:
+        if name not in _ORDER:  # a foreign name could stand for `seq` or `agent` in the line, and is without bound
+            near = difflib.get_close_matches(name, FIELDS, 1) or FIELDS
+            raise EventError(f"field {name[:64]!r} is unknown; expected {'one of ' if len(near) > 1 else ''}{' '.join(near)}")
     credential = fields.get("credential")
     if isinstance(credential, dict) and (found := _SECRET_MEMBERS & credential.keys()):
         raise EventError(f"credential.{min(found)} would store the secret itself; name it, never give its value")
     event: dict[str, Any] = {"kind": kind, "category": category, "outcome": outcome}
     event["session"] = _name("session", fields.get("session"))
     event["run"] = _name("run", fields.get("run"))
-    for name in sorted(fields, key=lambda k: _ORDER.get(k, len(_ORDER))):
+    for name in sorted(fields, key=_ORDER.__getitem__):
         value = fields[name]
         if value is not None and name not in event:
             event[name] = clean(value)
@@ -92,7 +98,7 @@ def _name(field: str, value: object) -> str | None:
         return None
     if not isinstance(value, str):
         raise EventError(f"{field} is {type(value).__name__}; expected a string")
-    return text(value)[:512]
+    return text(value).encode()[:NAME_MAX].decode("utf-8", "ignore")
 
 
 def text(value: str) -> str:
@@ -111,18 +117,26 @@ def clean(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return value if -_INT_MAX < value < _INT_MAX else str(value)
+        return value if -_INT_MAX < value < _INT_MAX else str(value) if value.bit_length() < 4096 else hex(value)  # str() of more may refuse
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value).decode("utf-8", "backslashreplace")
     if depth >= DEPTH_MAX:
-        return text(str(value))
+        return written(value)
     if isinstance(value, dict):
-        return {text(str(k)): clean(v, depth + 1) for k, v in value.items()}
+        return {written(k): clean(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [clean(v, depth + 1) for v in value]
-    return text(str(value))
+    return written(value)
+
+
+def written(value: object) -> str:
+    """`str()` of anything; what cannot be written is named by its type, because an event is worth more than one value."""
+    try:
+        return text(str(value))
+    except Exception as e:  # includes a value nested too deep
+        return f"<{type(value).__name__}: {type(e).__name__}>"
 
 
 def cut(value: Any, limit: int = LEAF_MAX) -> Any:
@@ -146,21 +160,25 @@ def dumps(value: Any) -> str:
 
 
 def fit(event: dict[str, Any]) -> str:
-    """The event as JSON of at most LINE_MAX bytes: its strings are cut until it fits, its size and hash stay.
+    """The event as JSON of at most LINE_MAX bytes, its strings of at most LEAF_MAX characters.
 
-    Nothing is cut from an event that fits. What is cut last is `params`, which then holds only its size and SHA-256.
+    One that is larger has its strings cut shorter, and at last the groups of more than 1 KiB replaced by their size
+    and SHA-256. Session and run are never cut: they are what events are found by.
     """
     for limit in (LEAF_MAX, 512, 64):
-        out = dumps(cut(event, limit))
+        out = dumps(_cut_groups(event, limit))
         if len(out.encode()) <= LINE_MAX:
             return out
-    small = {k: v for k, v in event.items() if not isinstance(v, (dict, list))}
-    for name, value in event.items():
-        if name not in small:
-            whole = dumps(value).encode()
-            kept = len(whole) <= 2048
-            small[name] = value if kept else {"size": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
-    return dumps(cut(small, 64))
+    small = _cut_groups(event, 64)
+    for name, value in small.items():
+        if isinstance(value, (dict, list)) and len(dumps(value).encode()) > 1024:
+            whole = dumps(event[name]).encode()
+            small[name] = {"size": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    return dumps(small)
+
+
+def _cut_groups(event: dict[str, Any], limit: int) -> dict[str, Any]:
+    return {k: v if k in ("session", "run") else cut(v, limit) for k, v in event.items()}
 
 
 def content(redacted: str, size: int, **more: Any) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class MemoryQueue:
 
     def __len__(self) -> int:
         """Frames that are not proven yet."""
-        return len(self._waiting) + len(self._sent)
+        with self._room:
+            return len(self._waiting) + len(self._sent)
 
     @property
     def unsent(self) -> int:
@@ -37,7 +38,8 @@ class MemoryQueue:
 
     @property
     def size(self) -> int:
-        return self._waiting_bytes + self._sent_bytes
+        with self._room:
+            return self._waiting_bytes + self._sent_bytes
 
     def has_room(self, size: int) -> bool:
         return self._waiting_bytes + size <= self.limit

@@ -82,8 +82,6 @@ _SECRET_KEYS = (
     "password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey",
     "credentials", "authorization", "cookie",
 )  # fmt: skip
-#: A reference to a secret is evidence of which one was configured; it holds no secret.
-_REFERENCE_KEYS = {"source", "id", "provider"}
 _MARK = re.compile(r"\[redacted:[a-z-]{1,32}:[0-9a-f]{8}\]")
 
 
@@ -101,6 +99,11 @@ class Found:
             self.classes.append(kind)
         if fp not in self.fps:
             self.fps.append(fp)
+
+    def merge(self, other: Found) -> None:
+        self.count += other.count
+        self.classes += [c for c in other.classes if c not in self.classes]
+        self.fps += [f for f in other.fps if f not in self.fps]
 
     def fields(self) -> dict[str, Any]:
         """The members of `content`: redactions, classes, fps; empty when nothing was removed."""
@@ -135,11 +138,12 @@ class Redactor:
                 return self._mark("key", value, found)
             return self.string(value, found)
         if isinstance(value, dict):
-            if key and _is_secret_key(key) and value.keys() <= _REFERENCE_KEYS:
-                return value
-            return {self.string(k, found): self.value(v, found, k) for k, v in value.items()}
+            # {"secret": {"value": …}} holds one; a reference such as {"source": "env", "id": …} names one, and stays
+            return {self.string(k, found): self.value(v, found, key if k == "value" else k) for k, v in value.items()}
         if isinstance(value, list):
             return self._list(value, found, key)
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 999 and key and _is_secret_key(key):
+            return self._mark("key", str(value), found)  # a PIN or a password of digits
         return value
 
     def _list(self, items: list[Any], found: Found, key: str) -> list[Any]:
@@ -170,13 +174,14 @@ class Redactor:
         return s
 
     def _inside_json(self, s: str, found: Found) -> str:
+        inside = Found()
         try:
-            inner = json.loads(s)
-        except (ValueError, RecursionError):
+            redacted = self.value(json.loads(s), inside)
+            out = json.dumps(redacted, ensure_ascii=False) if inside.count else s
+        except (ValueError, RecursionError):  # no JSON, or nested too deep for us: the later layers read it as text
             return s
-        before = found.count
-        redacted = self.value(inner, found)
-        return json.dumps(redacted, ensure_ascii=False) if found.count > before else s
+        found.merge(inside)
+        return out
 
     def _whole(self, kind: str, found: Found) -> Callable[[re.Match[str]], str]:
         return lambda m: self._mark(kind, m[0], found)

@@ -106,11 +106,11 @@ def parse(raw: bytes) -> Parsed:
                 raise ClawtrailError(f"structured data begins {rest[:40]!r}; expected an SD-ID")
             at, params = name.end(), {}
             while p := _PARAM.match(rest, at):
-                params[p[1].decode()] = re.sub(rb'\\(["\\\]])', rb"\1", p[2]).decode("utf-8", "replace")
+                params[p[1].decode("utf-8", "replace")] = re.sub(rb'\\(["\\\]])', rb"\1", p[2]).decode("utf-8", "replace")
                 at = p.end()
             if rest[at : at + 1] != b"]":
                 raise ClawtrailError(f"structured data ends {rest[at : at + 20]!r}; expected ']'")
-            sd[name[1].decode()] = params
+            sd[name[1].decode("utf-8", "replace")] = params
             rest = rest[at + 1 :]
     time, host, app, procid, msgid = (m[i].decode("ascii", "replace") for i in range(2, 7))
     return Parsed(pri // 8, pri % 8, time, host, app, procid, msgid, rest[1:], sd)
