@@ -33,7 +33,8 @@ def http(url: str, timeout: float = 30) -> Fetch:
     def fetch(path: str, params: dict[str, Any]) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(f"{url}{path}?{urllib.parse.urlencode(params)}", timeout=timeout) as answer:
-                return json.load(answer)
+                data: dict[str, Any] = json.load(answer)
+                return data
         except urllib.error.HTTPError as error:
             raise QueryError(f"{error.code}: {error.read().decode(errors='replace').strip()}") from None
 
