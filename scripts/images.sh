@@ -5,7 +5,7 @@
 REGISTRY=${REGISTRY:-}       # "no": build, whatever a registry has
 REGISTRY_DOWN=               # set once none has answered
 REGISTRY_PATIENCE=8          # seconds for the first answer
-BUILT=()
+NEW=                         # what this run has made, as ",loki built,openclaw built"
 
 ensure_images() {
   local loki_version
@@ -24,7 +24,7 @@ image() {
   local key=$1 name=$2 own=$3 build=$4
   if may_use "${!key}" && { present "${!key}" || pulled "$name" "${!key}"; }; then return; fi
   set_env "$key" "$own"
-  present "$own" || { say_no_registry; "$build" "$own"; BUILT+=("$name built"); }
+  present "$own" || { say_no_registry; "$build" "$own"; NEW+=",$name built"; }
 }
 
 may_use() { [ "$REGISTRY" != no ] || [[ $1 == clawtrail/* ]]; }
@@ -43,7 +43,7 @@ pulled() {
     sleep 0.25
     waited=$((waited + 1))
   done
-  if wait "$pid"; then rm -f "$out"; BUILT+=("$1 pulled"); return; fi
+  if wait "$pid"; then rm -f "$out"; NEW+=",$1 pulled"; return; fi
   cat "$out" >>"$LOG"
   # Whoever answers "not found" or "too many requests" is a registry; else nobody is asked again.
   grep -qiE 'Pulling from|manifest|not found|denied|unauthorized|toomanyrequests' "$out" || REGISTRY_DOWN=yes
@@ -69,7 +69,7 @@ use_ca_bundle() {
 build() {
   local image=$1 folder=$2
   shift 2
-  quietly Images "building $image (log: $LOG)" docker buildx build --load --progress=plain --build-arg "DEBIAN_IMAGE=$DEBIAN_IMAGE" --secret "id=ca,src=$CA_BUNDLE" -t "$image" "$@" "$folder"
+  quietly Images "building $image" docker buildx build --load --progress=plain --build-arg "DEBIAN_IMAGE=$DEBIAN_IMAGE" --secret "id=ca,src=$CA_BUNDLE" -t "$image" "$@" "$folder"
 }
 
 build_loki() { build "$1" loki --build-arg "LOKI_VERSION=${1##*:}"; }
@@ -102,7 +102,7 @@ build_own() {
   before=$(own_ids)
   quietly Images 'building clawtrail and openclaw' compose --progress plain build forwarder openclaw
   after=$(own_ids)
-  [ "$before" = "$after" ] || BUILT+=('clawtrail built' 'openclaw built')
+  [ "$before" = "$after" ] || NEW+=',clawtrail built,openclaw built'
 }
 
 own_ids() { docker image inspect -f '{{.Id}}' "clawtrail/agent:$CLAWTRAIL_VERSION" "clawtrail/openclaw:$OPENCLAW_VERSION" 2>/dev/null || true; }
@@ -124,7 +124,15 @@ leave_grafana_out() {
 }
 
 report_images() {
-  local line="clawtrail $CLAWTRAIL_VERSION · openclaw $OPENCLAW_VERSION · syslog-ng ${SYSLOG_NG_IMAGE##*:} · loki ${LOKI_IMAGE##*:}"
-  ! has_profile grafana || line+=" · grafana ${GRAFANA_IMAGE##*:}"
-  if [ "${#BUILT[@]}" = 0 ]; then log Images "$line" unchanged; else log Images "$(printf '%s · ' "${BUILT[@]}" | sed 's/ · $//')"; fi
+  local line
+  line="$(word clawtrail "$CLAWTRAIL_VERSION") · $(word openclaw "$OPENCLAW_VERSION") · $(word syslog-ng "$SYSLOG_NG_IMAGE") · $(word loki "$LOKI_IMAGE")"
+  ! has_profile grafana || line+=" · $(word grafana "$GRAFANA_IMAGE")"
+  if [ -z "$NEW" ]; then log Images "$line" unchanged; else log Images "$line"; fi
+}
+
+# word NAME IMAGE: "NAME built" or "NAME pulled" if this run did that, else its version.
+word() {
+  local how
+  how=$(grep -oE ",$1 [a-z]+" <<<"$NEW" || true)
+  if [ -n "$how" ]; then printf '%s' "${how#,}"; else printf '%s %s' "$1" "${2##*:}"; fi
 }

@@ -31,7 +31,7 @@ fail() {
 quietly() {
   local step=$1 what=$2
   shift 2
-  "$@" >>"$LOG" 2>&1 || { show_log 30; fail "$step" "$what failed" "the output above" 'exit code 0' 'mend the cause, then run the same command again'; }
+  "$@" >"$LOG" 2>&1 || { show_log 30; fail "$step" "$what failed" "the output above" 'exit code 0' 'mend the cause, then run the same command again'; }
 }
 
 show_log() { tail -n "$1" "$LOG" | sed 's/^/    | /' >&2; }

@@ -74,7 +74,10 @@ logs() {
   else compose "${ALL[@]}" logs --no-color --tail "${TAIL:-200}" ${S:+"$S"} | sed $'s/^\e\\[2K//'; fi
 }
 
-password() { compose run --rm -T setup clawtrail password </dev/null; }
+password() {
+  [ -d "$CERTS_DIR/server" ] || fail Password 'there is none yet' "no certificates in $CERTS_DIR" 'a stack that was set up' 'make up'
+  compose run --rm -T setup clawtrail password </dev/null
+}
 
 # Exit code 2: the query is invalid, Loki says why.
 query() {

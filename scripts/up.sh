@@ -32,7 +32,8 @@ choose_model() {
 # Two lines, printed by `clawtrail setup` itself.
 secrets_and_certificates() {
   HOST_NAMES=$({ hostname; hostname -f; } 2>/dev/null | sort -u | xargs)
-  export HOST_NAMES
+  OWNER_UID=${SUDO_UID:-$(id -u)} # reads the keys of further clients
+  export HOST_NAMES OWNER_UID
   compose run --rm -T setup </dev/null 2>"$LOG" ||
     { show_log 20; fail Certificates 'clawtrail setup failed' 'the output above' 'exit code 0' 'mend the cause, then: make up'; }
 }
