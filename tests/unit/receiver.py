@@ -297,3 +297,48 @@ class PlainListener:
     def close(self) -> None:
         self._listener.close()
         self._thread.join(5)
+
+
+class Tap:
+    """Stands between a sender and a receiver, passes every byte on, and keeps what the sender sent."""
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._target, self.sent = target, b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()[:2]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        pairs: dict[socket.socket, socket.socket] = {}
+        senders: set[socket.socket] = set()
+        while True:
+            try:
+                readable = select.select([self._listener, *pairs], [], [], 0.05)[0]
+            except (OSError, ValueError):
+                for sock in pairs:
+                    sock.close()
+                return
+            for sock in readable:
+                if sock is self._listener:
+                    here = self._listener.accept()[0]
+                    there = socket.create_connection(self._target)
+                    pairs |= {here: there, there: here}
+                    senders.add(here)
+                elif sock in pairs:
+                    try:
+                        data = sock.recv(65536)
+                        if sock in senders:
+                            self.sent += data
+                        pairs[sock].sendall(data)
+                    except OSError:
+                        data = b""
+                    if not data:
+                        other = pairs.pop(sock)
+                        pairs.pop(other, None)
+                        sock.close()
+                        other.close()
+
+    def close(self) -> None:
+        self._listener.close()
+        self._thread.join(5)

@@ -18,7 +18,7 @@ from typing import Any, Iterator, Mapping
 
 from . import __version__, event, syslog
 from .chain import Chain
-from .errors import ConfigurationError, QueueFull
+from .errors import ConfigurationError, EventError, QueueFull
 from .queue import MemoryQueue
 from .redact import Found, Redactor
 from .shipper import Shipper
@@ -30,7 +30,11 @@ _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("clawt
 
 @contextmanager
 def context(**fields: Any) -> Iterator[None]:
-    """Inside the block every event of this thread or task carries these fields, `session` and `run` above all."""
+    """Inside the block every event of this thread or task carries these fields, `session` and `run` above all.
+
+    Raises EventError at once for a field that no event could carry.
+    """
+    event.body("log.record", "unknown", fields)
     token = _context.set({**_context.get(), **fields})
     try:
         yield
@@ -124,8 +128,8 @@ class Recorder:
         Raises EventError for a bad event, QueueFull when the queue has no room; in both cases nothing is recorded,
         and the second is counted and reported by a `system.drop` event as soon as there is room.
         """
-        moment = event.timestamp(fields.pop("time", None))
-        claim = fields.pop("claim", None) or self.agent
+        moment = _moment(fields.pop("time", None))
+        claim = event.written(fields.pop("claim", None) or self.agent)
         ambient = _context.get()
         body = event.body(kind, outcome, {**ambient, **fields} if ambient else fields)
         self._redact(body)
@@ -138,7 +142,8 @@ class Recorder:
                 continue
             body[name] = self.redactor.value(value, found)
         if found.count:
-            body["content"] = {**body.get("content", {}), **found.fields()}
+            content = body.get("content")
+            body["content"] = _with_redactions(content if isinstance(content, dict) else {"excerpt": content} if content else {}, found)
 
     def _accept(self, body: dict[str, Any], moment: str, claim: str) -> Receipt:
         ident = event.uuid7()
@@ -271,6 +276,25 @@ class Recorder:
         """A child is another process life: its own epoch, queue and connection; the parent ships what the parent recorded."""
         self._shipper.abandon()
         self._start()
+
+
+def _moment(seconds: Any) -> str:
+    try:
+        return event.timestamp(seconds)
+    except (TypeError, ValueError, OverflowError, OSError):
+        raise EventError(f"time {seconds!r}; expected seconds since the epoch") from None
+
+
+def _with_redactions(content: dict[str, Any], found: Found) -> dict[str, Any]:
+    """The content group with what was removed from this event, beside what its producer removed from the text before."""
+    before = Found()
+    if isinstance(given := content.get("redactions"), int):
+        before.count = given
+    before.classes, before.fps = (str(content.get(k, "")).split() for k in ("classes", "fps"))
+    if set(found.fps) <= set(before.fps):
+        return content
+    before.merge(found)
+    return {**content, **before.fields()}
 
 
 def _member(body: Mapping[str, Any], group: str) -> str | None:

@@ -51,6 +51,7 @@ class Shipper:
         self._connection: Connection | None = None
         self._out = memoryview(b"")
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self._idle = True
         self._stop_by: float | None = None
         self._wake_r, self._wake_w = _wake_pair()
@@ -58,8 +59,11 @@ class Shipper:
     def wake(self) -> None:
         """There is something to send. Never blocks, never touches the connection."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
-            self._thread.start()
+            with self._starting:  # the first two events may come from two threads at once
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
+                    thread.start()
+                    self._thread = thread
         if self._idle:
             self._idle = False
             self._poke()
@@ -70,6 +74,9 @@ class Shipper:
         if self._thread is not None:
             self._poke()
             self._thread.join(timeout + 1)
+        if self._thread is None or not self._thread.is_alive():
+            self._wake_r.close()
+            self._wake_w.close()
         return len(self.queue) == 0
 
     def abandon(self) -> None:
