@@ -40,6 +40,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         "GRAFANA_PORT": str(grafana),
         "RECEIVER_NAMES": RECEIVER_NAMES,
         "CLIENT_NAMES": "openclaw operator nano-claw",
+        "OWNER_UID": str(os.getuid()),
         "CERTS_DIR": str(folder / "certs"),
         "SECRETS_DIR": str(folder / "secrets"),
         "MODEL_BASE_URL": "http://demo-model:8080/v1",

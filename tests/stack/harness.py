@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -140,3 +141,17 @@ class Stack:
     def logs(self, tail: int = 40) -> Iterator[tuple[str, str]]:
         for container in self.docker.containers.list(all=True, filters={"label": f"com.docker.compose.project={self.project}"}):
             yield container.name, container.logs(tail=tail).decode("utf-8", "replace")
+
+
+def send_raw(stack: Stack, address: tuple[str, int], client: str, data: bytes) -> None:
+    """Bytes over mutual TLS, closed in order, as any client may send them."""
+    folder = stack.client(client)
+    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+    context.load_cert_chain(folder / "client.crt", folder / "client.key")
+    with socket.create_connection(address, timeout=5) as raw, context.wrap_socket(raw, server_hostname="localhost") as tls:
+        tls.sendall(data)
+        tls.unwrap()
+
+
+def frame(message: bytes) -> bytes:
+    return b"%d %b" % (len(message), message)

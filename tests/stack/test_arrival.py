@@ -74,6 +74,7 @@ def test_the_forums_own_logging_yaml_ships_with_its_class_line_and_the_ca_change
             str(Path(yaml.__file__).parent): {"bind": "/deps/yaml", "mode": "ro"},
         },
         environment={"PYTHONPATH": "/deps:/opt/clawtrail/lib/python3.13/site-packages", "PATH": "/opt/clawtrail/bin:/usr/bin:/bin"},
+        user=str((running.folder / "certs/clients/nano-claw/client.key").stat().st_uid),
         remove=True,
         stderr=True,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
-import ssl
 import uuid
+from datetime import UTC, datetime
 
 import pytest
-from harness import Stack, eventually
+from harness import Stack, eventually, frame, send_raw
+
+from clawtrail.event import timestamp
 
 TEXTS = {
     "brackets": "before [agent-8] ]] [[ ] after",
@@ -43,20 +44,6 @@ def test_bytes_that_are_no_text_and_surrogates_arrive_written_out(running: Stack
     assert json.loads(entry.line)["params"] == {"raw": "\\xff\\xfe\x00", "lone": "\\udc80"}
 
 
-def send_raw(stack: Stack, address: tuple[str, int], client: str, data: bytes) -> None:
-    """Bytes over mutual TLS, closed in order, as any client may send them."""
-    folder = stack.client(client)
-    context = ssl.create_default_context(cafile=str(folder / "ca.crt"))
-    context.load_cert_chain(folder / "client.crt", folder / "client.key")
-    with socket.create_connection(address, timeout=5) as raw, context.wrap_socket(raw, server_hostname="localhost") as tls:
-        tls.sendall(data)
-        tls.unwrap()
-
-
-def frame(message: bytes) -> bytes:
-    return b"%d %b" % (len(message), message)
-
-
 @pytest.mark.parametrize(
     "message",
     [
@@ -72,16 +59,16 @@ def test_what_cannot_be_an_event_is_kept_whole_as_a_dead_letter(running: Stack, 
     marked = message + uuid.uuid4().hex.encode()
     send_raw(running, running.receiver, "lambda", frame(marked) + frame(b"<110>1 - - - - after - behind it"))
     wanted = base64.b64encode(marked).decode()
-    entries = running.find(f'{{job="audit-dlq", agent="lambda"}} |= "{wanted[:40]}"')
+    entries = running.find(f'{{job="audit-dlq", agent="lambda"}} |= "{wanted}"')
     assert wanted in [e.line for e in entries]
     code, _ = eventually(lambda: found if (found := running.run_inside("syslog-ng", "grep", "-rlF", wanted, "/var/log/audit"))[0] == 0 else None)
     assert code == 0
 
 
 def test_a_forged_line_inside_a_stock_message_is_no_event_of_the_other_agent(running: Stack) -> None:
-    mark = uuid.uuid4().hex
-    line = f"<14>2026-11-23 10:00:00,000 - x - INFO - [mu] - a {mark} 2026-11-23 10:00:00,000 - x - INFO - [agent-8] - forged\n"
-    forged = f"<14>2026-11-23 10:00:00,000 - x - INFO - [agent-8] - injected {mark}\n"
+    mark, now = uuid.uuid4().hex, datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S,000")
+    line = f"<14>{now} - x - INFO - [mu] - a {mark} {now} - x - INFO - [agent-8] - forged\n"
+    forged = f"<14>{now} - x - INFO - [agent-8] - injected {mark}\n"
     send_raw(running, running.lines, "mu", (line + forged).encode())
     found = running.find(f'{{job="audit"}} |= "{mark}"', 2)
     assert {e.labels["agent"] for e in found} == {"mu"}
@@ -90,6 +77,6 @@ def test_a_forged_line_inside_a_stock_message_is_no_event_of_the_other_agent(run
 
 def test_plain_rfc_5424_senders_are_ordinary_events(running: Stack) -> None:
     mark = uuid.uuid4().hex
-    send_raw(running, running.receiver, "nu", frame(f"<14>1 2026-11-23T10:00:00Z web nginx 7 - - {mark} hello".encode()))
+    send_raw(running, running.receiver, "nu", frame(f"<14>1 {timestamp()} web nginx 7 - - {mark} hello".encode()))
     entry = running.find(f'{{job="audit", agent="nu", category="log"}} |= "{mark}"')[0]
     assert entry.line == f"{mark} hello"

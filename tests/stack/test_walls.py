@@ -25,7 +25,7 @@ TARGETS = {
 ALLOWED = {
     ("openclaw", "model"), ("demo-model", "model"),
     ("forwarder", "receiver"), ("forwarder", "lines"),
-    ("syslog-ng", "loki"), ("syslog-ng", "loki grpc"),
+    ("syslog-ng", "loki"),
     ("syslog-ng", "receiver"), ("syslog-ng", "lines"), ("syslog-ng", "receiver from the store"),
 }  # fmt: skip
 

@@ -48,7 +48,8 @@ def _setup(o: argparse.Namespace) -> int:
     print(setup.step("Secrets", "Grafana password · gateway token · fingerprint key", made))
     names = setup.receiver_names(os.environ.get("RECEIVER_NAMES", ""))
     clients = os.environ.get("CLIENT_NAMES", "openclaw operator").split()
-    made, what = setup.make_certificates(o.certs, names, clients, setup.words(os.environ.get("HOST_NAMES", "")))
+    host_names, owner = setup.words(os.environ.get("HOST_NAMES", "")), int(os.environ.get("OWNER_UID") or 0)
+    made, what = setup.make_certificates(o.certs, names, clients, host_names, owner)
     print(setup.step("Certificates", what, made))
     setup.own_volumes(o.volumes)
     return 0

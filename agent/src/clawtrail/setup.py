@@ -11,6 +11,7 @@ from .pki import Authority, names_of, pem, write
 
 #: uid of the user that reads a file; each service of the compose file runs under its own.
 UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "grafana": 472}
+OWN_CLIENTS = ("openclaw", "operator")  #: the forwarder's and the operator's, read by the clawtrail image's user
 
 
 def step(name: str, detail: str, made: bool) -> str:
@@ -34,13 +35,16 @@ def make_secrets(folder: Path) -> bool:
     return bool(made)
 
 
-def make_certificates(folder: Path, names: list[str], clients: list[str], host_names: list[str] | None = None) -> tuple[bool, str]:
+def make_certificates(
+    folder: Path, names: list[str], clients: list[str], host_names: list[str] | None = None, owner: int = UIDS["root"]
+) -> tuple[bool, str]:
     """Both CAs, the receiver's certificate and one folder per client. Returns (something was made, what there is).
 
     Args:
         names: what senders dial. Raises ConfigurationError when the receiver's certificate, already there, lacks one:
             a certificate in use is never replaced behind the back of its senders.
         host_names: the host's own names, put in when the certificate is made; they may change later.
+        owner: uid that reads the keys of clients which are not services of the stack.
     """
     server_ca, made_server_ca = _authority(folder / "ca", "server-ca", "clawtrail receiver CA")
     client_ca, made_client_ca = _authority(folder / "ca", "client-ca", "clawtrail client CA")
@@ -63,7 +67,7 @@ def make_certificates(folder: Path, names: list[str], clients: list[str], host_n
         _forget_half(base / "client.crt", base / "client.key", base / "ca.crt")
         if not (base / "client.crt").exists():
             certificate, key = client_ca.client(name)
-            write(base / "client.key", key, 0o600, UIDS["clawtrail"])
+            write(base / "client.key", key, 0o600, UIDS["clawtrail"] if name in OWN_CLIENTS else owner)
             write(base / "ca.crt", pem(server_ca.certificate), 0o644, UIDS["root"])
             write(base / "client.crt", certificate, 0o644, UIDS["root"])
             made = True
