@@ -1,5 +1,6 @@
 // The container's health: the gateway is ready, our plugin runs in it, and a record of its gate reaches the forwarder.
 import http from "node:http";
+import { text } from "node:stream/consumers";
 
 const port = Number(process.env.OPENCLAW_GATEWAY_PORT ?? 18789);
 
@@ -7,8 +8,7 @@ const port = Number(process.env.OPENCLAW_GATEWAY_PORT ?? 18789);
 function get(path) {
   return new Promise((resolve, reject) => {
     const request = http.get({ host: "127.0.0.1", port, path, timeout: 5000 }, (response) => {
-      let body = "";
-      response.setEncoding("utf8").on("data", (text) => (body += text)).on("end", () => resolve({ status: response.statusCode, body }));
+      text(response).then((body) => resolve({ status: response.statusCode, body }), reject);
     });
     request.on("timeout", () => request.destroy(new Error("no answer in 5 s"))).on("error", reject);
   });
@@ -26,7 +26,8 @@ async function check() {
   }
   if (typeof health?.plugin !== "string") return `plugin: not loaded in the running gateway (HTTP ${status})`;
   if (!health.ok) return health.failures.join("; ");
-  console.log(`gateway ready, plugin ${health.plugin}, gate ${health.gate.accepted} accepted, queue ${health.bulk.queued}, dropped ${health.bulk.dropped}`);
+  const { plugin, gate, bulk } = health;
+  console.log(`gateway ready, plugin ${plugin}, ${gate.accepted} gate records accepted, ${bulk.queued} queued, ${bulk.dropped} dropped`);
 }
 
 const failure = await check().catch((error) => `gateway: 127.0.0.1:${port}: ${error.message || error.code}`);

@@ -129,9 +129,10 @@ export default definePluginEntry({
         const failures = [];
         if (!shared.stopPulse) failures.push("the gateway has not started the plugin");
         if (api.config?.plugins?.entries?.clawtrail?.hooks?.allowConversationAccess !== true) {
-          failures.push("plugins.entries.clawtrail.hooks.allowConversationAccess is not true: run and model hooks are dropped");
+          failures.push("hooks.allowConversationAccess of the plugin is not true: run and model hooks are dropped");
         }
-        await gate.send('{"ping":true}', acceptTimeoutMs).catch((error) => failures.push(`forwarder: ${error.message}`));
+        const unreachable = (error) => failures.push(`forwarder: ${error.message}`);
+        await gate.send('{"ping":true}', acceptTimeoutMs).catch(unreachable);
         response.statusCode = failures.length ? 503 : 200;
         response.setHeader("content-type", "application/json");
         response.end(`${JSON.stringify({ ok: !failures.length, failures, pid: process.pid, ...status() })}\n`);

@@ -36,7 +36,8 @@ class Connection {
     const socket = await this.#open(deadline);
     const n = ++this.#n;
     await new Promise((resolve, reject) => {
-      const timer = setTimeout(() => this.#fail(new Error("no answer in time")), Math.max(1, deadline - Date.now()));
+      const late = () => this.#fail(new Error("no answer in time"));
+      const timer = setTimeout(late, Math.max(1, deadline - Date.now()));
       this.#waiting.set(n, {
         resolve: () => (clearTimeout(timer), resolve()),
         reject: (error) => (clearTimeout(timer), reject(error)),
@@ -49,7 +50,8 @@ class Connection {
     if (this.#socket) return Promise.resolve(this.#socket);
     this.#connecting ??= new Promise((resolve, reject) => {
       const socket = net.createConnection(this.#path);
-      const timer = setTimeout(() => socket.destroy(new Error("connect timed out")), Math.max(1, deadline - Date.now()));
+      const late = () => socket.destroy(new Error("connect timed out"));
+      const timer = setTimeout(late, Math.max(1, deadline - Date.now()));
       const lost = (error) => {
         clearTimeout(timer);
         if (this.#socket === socket) this.#fail(error);
@@ -153,9 +155,16 @@ export class BulkLane {
   dropped = 0;
   bytes = 0;
 
-  constructor(path, { makeDropped, timeoutMs = 5000, maxRecords = 5000, maxBytes = 16 * 1024 * 1024, batch = 64, maxRefusals = 120, pause = [250, 5000] }) {
+  constructor(path, options) {
     this.#connection = new Connection(path);
-    Object.assign(this, { makeDropped, timeoutMs, maxRecords, maxBytes, batch, maxRefusals, pause });
+    Object.assign(this, {
+      timeoutMs: 5000, // for the answers of one batch
+      batch: 64,
+      maxRecords: 5000,
+      maxBytes: 16 * 1024 * 1024,
+      maxRefusals: 120, // of one record; about ten minutes
+      pause: [250, 5000], // ms before the next try: the first, and the longest
+    }, options);
   }
 
   get connected() {
