@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What every script shares: the log lines, the settings of the env file, docker and compose. Sourced, not run.
-set -euo pipefail
+set -Eeuo pipefail
 export LC_ALL=C.UTF-8
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,6 +13,8 @@ LOG=$(mktemp "${TMPDIR:-/tmp}/clawtrail.XXXXXX.log")
 BASE_DIR=                   # images.sh: the base image while it is made
 tidy() { rm -f "$LOG"; [ -z "$BASE_DIR" ] || as_root rm -rf --one-file-system "$BASE_DIR"; }
 trap tidy EXIT
+# What no check foresaw still says where it happened.
+trap 'printf "[x] %s, line %s: exit code %s from: %s\n" "${BASH_SOURCE[0]##*/}" "$LINENO" "$?" "$BASH_COMMAND" >&2' ERR
 
 # log STEP DETAIL [STATE]
 log() {

@@ -76,14 +76,14 @@ logs() {
 
 password() {
   [ -d "$CERTS_DIR/server" ] || fail Password 'there is none yet' "no certificates in $CERTS_DIR" 'a stack that was set up' 'make up'
-  compose run --rm -T setup clawtrail password </dev/null
+  compose run --rm -T setup clawtrail password </dev/null || exit
 }
 
 # Exit code 2: the query is invalid, Loki says why.
 query() {
   [ -n "${Q:-}" ] || fail Query 'no query' "Q is empty" "a LogQL query" "make query Q='{job=\"audit\"}' SINCE=1h"
   [ -n "$(ours ps -q --filter label=com.docker.compose.service=loki)" ] || fail Query 'the stack is not up' 'no loki container runs' 'a running stack' 'make up'
-  compose run --rm -T operator clawtrail query --since "${SINCE:-1h}" -- "$Q" </dev/null
+  compose run --rm -T operator clawtrail query --since "${SINCE:-1h}" -- "$Q" </dev/null || exit
 }
 
 case ${1:-} in down|clean|status|logs|password|query) ;; *) echo "usage: $0 down|clean|status|logs|password|query" >&2; exit 2 ;; esac

@@ -31,7 +31,7 @@ choose_model() {
 
 # Two lines, printed by `clawtrail setup` itself.
 secrets_and_certificates() {
-  HOST_NAMES=$({ hostname; hostname -f; } 2>/dev/null | sort -u | xargs)
+  HOST_NAMES=$({ hostname || cat /etc/hostname; hostname -f || true; } 2>/dev/null | sort -u | xargs)
   OWNER_UID=${SUDO_UID:-$(id -u)} # reads the keys of further clients
   export HOST_NAMES OWNER_UID
   compose run --rm -T setup </dev/null 2>"$LOG" ||
