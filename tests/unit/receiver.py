@@ -321,7 +321,10 @@ class Tap:
                 return
             for sock in readable:
                 if sock is self._listener:
-                    here = self._listener.accept()[0]
+                    try:
+                        here = self._listener.accept()[0]
+                    except OSError:
+                        continue
                     there = socket.create_connection(self._target)
                     pairs |= {here: there, there: here}
                     senders.add(here)

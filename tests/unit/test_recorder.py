@@ -429,6 +429,13 @@ def test_a_script_that_ends_without_closing_delivers_everything(end, tls, make_r
     assert payloads(receiver) == list(range(200)) and receiver.clean_ends == 1
 
 
+def test_a_recorder_that_its_script_lost_sight_of_delivers_everything(receiver, pki):
+    body = "\n".join("    " + line for line in SCRIPT.replace("END", "").strip().splitlines())
+    script = f"def work():\n{body}\nwork()\nimport gc; gc.collect()"
+    subprocess.run([sys.executable, "-c", script, str(receiver.port), pki.client, "200"], check=True, timeout=30)
+    eventually(lambda: len(receiver.raw), 202)
+
+
 def test_a_script_that_ends_without_a_receiver_ends_within_seconds(receiver, pki):
     receiver.kill()
     began = time.monotonic()

@@ -157,6 +157,7 @@ class Recorder:
                 self._drop("closed", moment)
                 raise QueueFull("the recorder is closed; the event was not accepted")
             if self._chain.seq == 0:
+                _unclosed.add(self)
                 self._append_own("system.start", moment, health={"library": f"clawtrail {__version__}", "pid": self._pid})
             if self._unreported:
                 report, self._unreported = self._unreported, {}
@@ -261,6 +262,7 @@ class Recorder:
                 self._append_own("system.stop", event.timestamp(), health={"reason": "close"})
             self._closed = True
         _live.discard(self)
+        _unclosed.discard(self)
         return self._shipper.close(timeout)
 
     def __enter__(self) -> Recorder:
@@ -325,11 +327,12 @@ def _boot_id() -> str:
 
 
 _live: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_unclosed: set[Recorder] = set()  #: from its first event on a recorder lives until it is closed, whoever lets go of it
 
 
 @atexit.register
 def _close_all() -> None:
-    for recorder in list(_live):
+    for recorder in list(_unclosed):
         try:
             recorder.close()
         except Exception as e:  # the interpreter is going; say what was not sent
@@ -339,7 +342,16 @@ def _close_all() -> None:
 def _reset_after_fork() -> None:
     for recorder in list(_live):
         recorder._after_fork()
+    if util := sys.modules.get("multiprocessing.util"):
+        util.register_after_fork(_close_all, _close_at_end_of_worker)
+
+
+def _close_at_end_of_worker(_: object = None) -> None:
+    """A worker of multiprocessing leaves by os._exit(), past atexit; it runs its own list of finalizers."""
+    sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=0)
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
+if (process := sys.modules.get("multiprocessing.process")) and process.parent_process() is not None:
+    _close_at_end_of_worker()  # imported for the first time inside of a worker
