@@ -19,7 +19,8 @@ def test_without_the_forwarder_a_run_does_not_start(running: Stack) -> None:
     marker = f"/tmp/run-{uuid.uuid4().hex}"
     running.container("forwarder").stop(timeout=5)
     answer = running.turn(f"closed-{uuid.uuid4().hex[:8]}", ("exec", {"command": f"touch {marker}"}))
-    assert "no record, no action" in answer.stdout + answer.stderr
+    assert answer.returncode != 0, answer.stdout
+    assert b"before_agent_run not accepted" in running.container("openclaw").logs(tail=100)
     assert not exists(running, marker)
 
 
