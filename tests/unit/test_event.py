@@ -143,6 +143,11 @@ def test_a_string_that_is_cut_says_how_much_is_missing():
     assert found == "a" * event.LEAF_MAX + f"[+{5000 - event.LEAF_MAX}]"
 
 
+def test_a_string_that_is_cut_more_than_once_still_says_how_much_is_missing():
+    assert event.cut(event.cut(event.cut("a" * 100_000, 65_536), 2048), 512) == "a" * 512 + "[+99488]"
+    assert json.loads(line(content=event.content("a" * 5000, 5000)))["content"]["excerpt"] == "a" * 2048 + "[+2952]"
+
+
 def test_a_group_that_does_not_fit_leaves_its_size_and_hash():
     params = {"list": list(range(20_000))}
     found = json.loads(line(params=params, tool={"name": "exec"}, content={"excerpt": "seen"}))

@@ -142,12 +142,21 @@ def written(value: object) -> str:
 def cut(value: Any, limit: int = LEAF_MAX) -> Any:
     """The value with every string of more than `limit` characters cut; a cut string tells how many are missing."""
     if isinstance(value, str):
-        return value if len(value) <= limit else f"{value[:limit]}[+{len(value) - limit}]"
+        return value if len(value) <= limit else _cut_text(value, limit)
     if isinstance(value, dict):
         return {k: cut(v, limit) for k, v in value.items()}
     if isinstance(value, list):
         return [cut(v, limit) for v in value]
     return value
+
+
+_CUT = re.compile(r"\[\+(\d{1,12})\]\Z")
+
+
+def _cut_text(value: str, limit: int) -> str:
+    before = _CUT.search(value, len(value) - 16)  # it was cut already: what is missing adds up
+    missing = len(value) - limit + (int(before[1]) - len(before[0]) if before else 0)
+    return f"{value[:limit]}[+{missing}]"
 
 
 _CONTROL = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")

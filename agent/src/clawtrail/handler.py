@@ -71,7 +71,7 @@ class TLSSysLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never raises into the agent: what goes wrong is counted and goes to `handleError`."""
-        if record.name == "clawtrail" or record.name.startswith("clawtrail."):
+        if f"{record.name}.".startswith("clawtrail."):
             return
         try:
             kind, outcome, fields = self._event(record)
@@ -91,7 +91,9 @@ class TLSSysLogHandler(logging.Handler):
             fields["tool"] = {"name": fields["tool"]}
         message = self._text(record, fields)
         redacted = self.recorder.redactor.string(message, found := Found())
-        fields["content"] = event.content(redacted, len(message.encode("utf-8", "replace")), **found.fields()) | fields.get("content", {})
+        more = fields.get("content", {})
+        fields["content"] = event.content(redacted, len(message.encode("utf-8", "replace")), **found.fields())
+        fields["content"] |= more if isinstance(more, dict) else {"extra": more}
         fields["log"] = {"logger": record.name, "level": record.levelname, "severity": _severity(record.levelno)}
         claim = self._agent or given.get("agent_id")
         if claim:
@@ -103,7 +105,7 @@ class TLSSysLogHandler(logging.Handler):
             return self.format(record)
         except Exception as e:  # a record that its formatter cannot write is an event all the same
             fields["error"] = {"type": type(e).__name__, "message": f"the formatter failed: {e}"}
-            return f"{record.msg!s} {record.args!r}"
+            return f"{event.written(record.msg)} {event.written(record.args)}" if record.args else event.written(record.msg)
 
     def stats(self) -> dict[str, Any]:
         """The recorder's counters; see `Recorder.stats`."""
@@ -200,6 +202,6 @@ def _facility(value: Any) -> int:
 def _severity(level: int) -> int:
     """RFC 5424 severity of a logging level."""
     for limit, severity in ((50, 2), (40, 3), (30, 4), (20, 6)):
-        if level >= limit:
+        if isinstance(level, int) and level >= limit:  # a record made from foreign data may have any level
             return severity
     return 7

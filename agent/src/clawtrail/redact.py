@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from .event import SCAN_MAX
+from .event import SCAN_MAX, cut
 
 _G = r"(?<![A-Za-z0-9_-])"  # a token does not begin inside a word
 
@@ -155,8 +155,8 @@ class Redactor:
         return out
 
     def string(self, s: str, found: Found) -> str:
-        """One string without its secrets. Only its first SCAN_MAX characters are kept."""
-        s = s[:SCAN_MAX]
+        """One string without its secrets. Only its first SCAN_MAX characters are kept, and how many are not."""
+        s = cut(s, SCAN_MAX)
         if len(s) < 6:
             return s
         for secret, name in self._known.items():
