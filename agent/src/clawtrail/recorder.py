@@ -25,6 +25,7 @@ from .shipper import Shipper
 from .transport import Deadlines, TLSFiles
 
 _SEVERITY = {"failure": 4, "denied": 4, "unknown": 5}  # RFC 5424 section 6.2.1; everything else: 6, informational
+_NEVER_SECRET = ("kind", "category", "outcome", "duration_us")
 _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("clawtrail_context", default={})
 
 
@@ -136,11 +137,16 @@ class Recorder:
         return self._accept(body, moment, claim)
 
     def _redact(self, body: dict[str, Any]) -> None:
-        found = Found()
-        for name, value in body.items():
-            if name in ("kind", "category", "outcome", "duration_us"):
-                continue
-            body[name] = self.redactor.value(value, found)
+        found, written = Found(), {k: v for k, v in body.items() if k not in _NEVER_SECRET}
+        try:
+            body.update((name, self.redactor.value(value, found)) for name, value in written.items())
+        except Exception as e:  # what could not be redacted is not stored: its size and the fact are
+            for name in written:
+                del body[name]
+            body.update(session=None, run=None)
+            body["content"] = {"size": len(event.dumps(written).encode())}
+            body["error"] = {"type": "redaction", "message": f"the redactor failed: {type(e).__name__}"}
+            return
         if found.count:
             content = body.get("content")
             body["content"] = _with_redactions(content if isinstance(content, dict) else {"excerpt": content} if content else {}, found)
