@@ -1,0 +1,311 @@
+"""The forwarder: a process of its own, a real unix socket, peers of other uids and of other ancestry."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from clawtrail import forwarder
+from support import eventually, secrets
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act under other uids and in other process namespaces")
+
+SERVE = """
+import asyncio, logging, sys
+from clawtrail import Recorder
+from clawtrail.forwarder import Forwarder
+logging.basicConfig(level="INFO", stream=sys.stderr)
+port, tls, path, uid, main, queue = sys.argv[1:]
+with Recorder(("127.0.0.1", int(port)), tls, agent="agent-1", queue_bytes=int(queue)) as recorder:
+    asyncio.run(Forwarder(recorder, path, int(uid) if uid else None, main_process=main == "main").serve())
+"""
+
+
+class Running:
+    def __init__(self, path, process, wrapped):
+        self.path, self.process, self._wrapped = path, process, wrapped
+
+    @property
+    def pid(self):
+        """The forwarder's own pid, which is a child's when something stands around it."""
+        pid = self.process.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]) if self._wrapped else pid
+
+    def stop(self):
+        if self.process.poll() is None:
+            os.kill(self.pid, signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def folder():
+    path = Path(tempfile.mkdtemp(prefix="clawtrail-"))
+    path.chmod(0o755)  # pytest's own folders are closed to other uids
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(receiver, pki, folder):
+    made = []
+
+    def run(uid="", main="any", queue=1 << 20, prefix=()):
+        path = folder / "audit.sock"
+        arguments = [*prefix, sys.executable, "-c", SERVE, str(receiver.port), pki.client, path, str(uid), main, str(queue)]
+        process = subprocess.Popen(arguments, stderr=(folder / "log").open("ab"))
+        made.append(Running(path, process, bool(prefix)))
+        eventually(lambda: "listening" in (folder / "log").read_text() and path.is_socket(), state=lambda: (folder / "log").read_text())
+        return made[-1]
+
+    yield run
+    for running in made:
+        running.stop()
+
+
+class Client:
+    def __init__(self, path):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(15)
+        self.sock.connect(str(path))
+        self.file = self.sock.makefile("rb")
+
+    def send(self, *records):
+        self.sock.sendall(b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in records))
+        return self
+
+    def answer(self):
+        line = self.file.readline()
+        return json.loads(line) if line else None
+
+    def ask(self, record):
+        return self.send(record).answer()
+
+
+def call(n, **more):
+    return {"n": n, "hook": "before_tool_call", "event": {"toolName": "exec", "toolCallId": f"c{n}", "params": {"command": f"echo {n}"}}, "ctx": {"sessionKey": "s1", "runId": "r1"}} | more
+
+
+def commands(receiver):
+    return [e["params"]["command"] for e in receiver.events("tool.call")]
+
+
+def under_uid(uid, work):
+    """What `work` returns in a child process of this uid."""
+    r, w = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setgid(uid)
+            os.setuid(uid)
+            answer = work()
+        except BaseException as e:
+            answer = repr(e)
+        os.write(w, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(w)
+    with os.fdopen(r) as f:
+        answer = json.load(f)
+    os.wait()
+    return answer
+
+
+def test_records_are_acknowledged_in_order_and_arrive_in_order(start, receiver):
+    client = Client(start().path).send(*(call(n) for n in range(300)))
+    assert [client.answer() for _ in range(300)] == [{"ack": n} for n in range(300)]
+    eventually(lambda: len(commands(receiver)), 300)
+    assert commands(receiver) == [f"echo {n}" for n in range(300)]
+    assert {e["session"] for e in receiver.events("tool.call")} == {"s1"}
+
+
+def test_a_heartbeat_says_that_the_forwarder_lives(start, receiver):
+    start()
+    eventually(lambda: receiver.events("system.heartbeat"))
+    assert receiver.events("system.heartbeat")[0]["health"]["component"] == "forwarder"
+
+
+def test_a_ping_is_answered_and_not_recorded(start, receiver):
+    client = Client(start().path)
+    assert client.ask({"n": 1, "ping": True}) == {"ack": 1} and client.ask(call(2)) == {"ack": 2}
+    eventually(lambda: commands(receiver))
+    assert {e["kind"] for e in receiver.events()} <= {"system.start", "system.heartbeat", "tool.call"}
+
+
+def test_a_record_without_a_hook_is_recorded_as_it_says(start, receiver):
+    client = Client(start().path)
+    assert client.ask({"n": 1, "kind": "session.start", "outcome": "success", "session": "s2"}) == {"ack": 1}
+    assert client.ask({"n": 2, "kind": "session.start", "seq": 1})["ok"] is False
+    eventually(lambda: receiver.events("session.start"))
+    assert receiver.events("session.start")[0]["session"] == "s2"
+
+
+def test_a_record_that_is_sent_again_is_recorded_once_and_acknowledged_every_time(start, receiver):
+    path = start().path
+    assert Client(path).ask(call(1, rid="a")) == {"ack": 1}
+    again = Client(path)
+    assert [again.ask(call(7, rid="a")), again.ask(call(2, rid="b")), again.ask(call(3))] == [{"ack": 7}, {"ack": 2}, {"ack": 3}]
+    eventually(lambda: len(commands(receiver)), 3)
+    assert commands(receiver) == ["echo 1", "echo 2", "echo 3"]
+
+
+GARBAGE = [
+    b"\n", b"hello\n", b"[1, 2]\n", b"\xff\xfe\0\n", b'{"n": 5}\n', b'{"n": 5, "hook": "no_such_hook"}\n', b'{"n": 5, "hook": ["x"]}\n',
+    b'{"n": 5, "hook": "before_tool_call", "at": "yesterday"}\n', b'{"n": 5, "hook": "after_tool_call", "event": {"durationMs": NaN}}\n',
+    b'{"n": 5, "kind": "tool.call", "outcome": []}\n', b"[" * 100_000 + b"\n", b'{"n": 5, "kind": "tool.call", "params": ' + b"9" * 5000 + b"}\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+def test_what_will_never_be_accepted_is_refused_for_good_and_is_on_record(garbage, start, receiver):
+    client = Client(start().path)
+    refusal = client.ask(garbage)
+    assert refusal["ok"] is False and refusal["retry"] is False and refusal["error"]
+    assert client.ask(call(6)) == {"ack": 6}, "the connection goes on"
+    eventually(lambda: commands(receiver))
+    (drop,) = receiver.events("system.drop")
+    assert drop["dropped"] == {"n": 1, "reason": "rejected"} and drop["error"]["message"] == refusal["error"][: len(drop["error"]["message"])]
+    assert drop["content"]["size"] == len(garbage)
+
+
+def test_what_is_kept_of_a_refused_record_holds_no_secret(start, receiver):
+    secret = secrets()["github"]
+    client = Client(start().path)
+    assert client.ask(b"garbage " + secret.encode() + b"\n")["ok"] is False
+    assert client.ask({"n": 1, "hook": f"x {secret}"})["ok"] is False
+    eventually(lambda: len(receiver.events("system.drop")), 2)
+    assert secret.encode() not in b"".join(receiver.raw)
+
+
+def test_a_line_without_end_is_refused_and_the_next_client_is_served(start, receiver):
+    path = start().path
+    client = Client(path)
+    try:
+        client.send(b"x" * (forwarder.LINE_MAX + 100_000))
+        answer = client.answer()
+        assert answer["ok"] is False and "more than 1048576 bytes" in answer["error"]
+        assert client.answer() is None
+    except ConnectionError:  # it has hung up while we were still sending
+        pass
+    assert Client(path).ask(call(1)) == {"ack": 1}
+    eventually(lambda: commands(receiver) and receiver.events("system.drop"))
+
+
+def test_a_full_queue_is_answered_with_retry_and_the_record_is_taken_later(start, receiver):
+    running = start(queue=20_000)
+    client = Client(running.path)
+    assert client.ask(call(0)) == {"ack": 0}
+    receiver.kill()
+    refused = None
+    for n in range(1, 200):
+        if "ok" in (answer := client.ask(call(n, rid=str(n)))):
+            refused = n, answer
+            break
+    assert refused and refused[1]["retry"] is True and "the queue is full" in refused[1]["error"]
+    receiver.start()
+    eventually(lambda: client.ask(call(refused[0], rid=str(refused[0]))) == {"ack": refused[0]})
+    eventually(lambda: len(commands(receiver)) >= refused[0] + 1)
+    assert commands(receiver) == [f"echo {n}" for n in range(refused[0] + 1)]
+    assert sum(e["dropped"]["n"] for e in receiver.events("system.drop")) >= 1
+
+
+def test_everything_that_was_acknowledged_has_arrived_when_the_forwarder_is_told_to_stop(start, receiver):
+    running = start()
+    client = Client(running.path).send(*(call(n) for n in range(500)))
+    assert [client.answer() for _ in range(500)][-1] == {"ack": 499}
+    assert running.stop() == 0
+    assert len(commands(receiver)) == 500 and receiver.events()[-1]["kind"] == "system.stop" and not running.path.exists()
+    assert client.answer() is None
+
+
+def test_a_socket_that_a_killed_forwarder_left_is_replaced(start, folder):
+    running = start()
+    running.process.kill()
+    running.process.wait(10)
+    assert running.path.is_socket()
+    (folder / "log").write_text("")
+    assert Client(start().path).ask(call(1)) == {"ack": 1}
+
+
+@root
+def test_a_peer_of_another_uid_is_refused_recorded_and_flagged(start, receiver):
+    path = start(uid=1000).path
+    refused = under_uid(1001, lambda: (lambda c: [c.answer(), c.answer()])(Client(path)))
+    assert refused[0]["ok"] is False and "uid 1001; expected the gateway's uid 1000" in refused[0]["error"] and refused[1] is None
+    assert under_uid(1000, lambda: Client(path).ask(call(2))) == {"ack": 2}
+    eventually(lambda: commands(receiver) == ["echo 2"] and receiver.events("policy.decision"))
+    (decision,) = receiver.events("policy.decision")
+    assert decision["outcome"] == "denied" and "uid 1001" in decision["policy"]["reason"] and decision["flag"]["severity"] == "critical"
+
+
+@root
+def test_a_process_that_the_gateway_started_is_refused_though_its_uid_is_the_gateways(start, receiver):
+    path = start(uid=1000, main="main").path
+    refused = under_uid(1000, lambda: Client(path).answer())
+    assert refused["ok"] is False and f"was started by process {os.getpid()}; expected the gateway itself" in refused["error"]
+    eventually(lambda: receiver.events("policy.decision"))
+    assert commands(receiver) == []
+
+
+@root
+def test_one_that_knocks_in_a_loop_is_counted_and_does_not_fill_the_trail(start, receiver):
+    path = start(uid=1000).path
+    for _ in range(50):
+        assert under_uid(1001, lambda: Client(path).answer())["ok"] is False
+    assert 1 <= len(receiver.events("policy.decision")) < 25
+
+
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@root
+@pytest.mark.skipif(not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0, reason="no process namespace may be made here")
+def test_in_a_shared_process_namespace_the_main_process_is_heard_and_its_children_are_not(start, receiver):
+    # as in compose: the forwarder and the gateway are main processes of containers that share one process namespace
+    running = start(uid=1000, main="main", prefix=NAMESPACE)
+    inside = running.pid
+    script = """
+import json, os, socket, sys
+def ask(record):
+    s = socket.socket(socket.AF_UNIX); s.settimeout(15); s.connect(sys.argv[1]); s.sendall(json.dumps(record).encode() + b"\\n")
+    return json.loads(s.makefile("rb").readline())
+os.setuid(int(sys.argv[2]))
+record = json.loads(sys.argv[3])
+print(json.dumps(ask(record)), flush=True)
+if os.fork() == 0:
+    print(json.dumps(ask(record)), flush=True)
+    os._exit(0)
+os.wait()
+if os.fork() == 0:  # an orphan gets a new parent, and that is process 1, not none
+    if os.fork() == 0:
+        while os.getppid() not in (0, 1): pass
+        print(json.dumps(ask(record)), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+    def enter(uid, record, code=script):
+        command = ["nsenter", "-t", str(inside), "-p", "-m", sys.executable, "-c", code, running.path, str(uid), json.dumps(record)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    done = enter(1000, call(1))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert answers[0] == {"ack": 1}, (done.stdout, done.stderr)
+    assert [a["ok"] for a in answers[1:]] == [False] * (len(answers) - 1) and len(answers) >= 2
+    assert "was started by process" in answers[1]["error"]
+    assert Client(running.path).answer()["error"].startswith("refused: the process is not visible")
+    status = enter(0, {}, "import sys, json\nfrom clawtrail.forwarder import status\nprint(json.dumps(status(sys.argv[1])))")
+    state = json.loads(status.stdout)
+    assert state["connected"] and state["acknowledged"] == 1 and state["refused"] >= 2 and state["accepted"] >= 2
+    eventually(lambda: commands(receiver) == ["echo 1"])
+
+
+def test_status_says_when_nobody_answers_or_when_it_is_not_told(start, folder):
+    with pytest.raises(OSError):
+        forwarder.status(str(folder / "absent.sock"))
+    with pytest.raises(OSError, match="the forwarder answered"):
+        forwarder.status(str(start().path))  # this process is no container's main process
