@@ -3,6 +3,7 @@ strict verification (VERIFY_X509_STRICT, on since 3.13) wants: RFC 5280 sections
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -87,6 +88,11 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
+def same_name(name: str) -> str:
+    """The name as `names_of` writes it: an IPv6 address has many spellings."""
+    return str(_general_name(name).value)
+
+
 def names_of(certificate: Path) -> set[str]:
     """The DNS names and addresses that a certificate was issued for."""
     alternative = x509.load_pem_x509_certificate(certificate.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -94,14 +100,24 @@ def names_of(certificate: Path) -> set[str]:
 
 
 def write(path: Path, data: bytes, mode: int, uid: int) -> None:
-    """Writes a new file that nobody but `uid` could ever read while it is a key; never overwrites."""
+    """Writes a new file that nobody but `uid` could ever read while it is a key; never overwrites.
+
+    The name appears when all of it is on the disk: an interrupted run leaves no half of a key under it.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "a certificate, key or secret is never overwritten", str(path))
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    unfinished = path.with_name(f".{path.name}.new")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as f:
         f.write(data)
+        f.flush()
         os.fchmod(descriptor, mode)
         if uid != os.geteuid():
             os.fchown(descriptor, uid, -1)
+        os.fsync(descriptor)
+    unfinished.rename(path)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: float) -> x509.CertificateBuilder:
@@ -130,7 +146,11 @@ def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(name)
+    except ValueError:
+        raise ConfigurationError(f"receiver name {name!r}; expected an address or a name in ASCII (an internationalised one as xn--…)") from None
 
 
 def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:

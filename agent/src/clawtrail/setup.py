@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from .errors import ConfigurationError
-from .pki import Authority, names_of, pem, write
+from .pki import Authority, names_of, pem, same_name, write
 
 #: uid of the user that reads a file; each service of the compose file runs under its own.
 UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "grafana": 472}
@@ -57,7 +57,7 @@ def make_certificates(
         write(server / "client-ca.crt", pem(client_ca.certificate), 0o644, UIDS["root"])
         write(server / "server.crt", certificate, 0o644, UIDS["root"])
         made = True
-    elif missing := sorted(set(names) - names_of(server / "server.crt")):
+    elif missing := sorted({same_name(n) for n in names} - names_of(server / "server.crt")):
         raise ConfigurationError(
             f"the receiver's certificate {server / 'server.crt'} is not for {', '.join(missing)}; to issue it anew for "
             f"{', '.join(names)}, remove the folder {server} and run make up again"
@@ -80,6 +80,9 @@ def _authority(folder: Path, name: str, common_name: str) -> tuple[Authority, bo
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
     if certificate.exists() and key.exists():
         return Authority.load(certificate, key), False
+    issued = [*folder.parent.glob("server/*.crt"), *folder.parent.glob("clients/*/*.crt")]
+    if key.exists() and not certificate.exists() and not issued:
+        key.unlink()  # an interrupted first run: no certificate of this CA was ever given away
     if certificate.exists() != key.exists():
         found, lost = (certificate, key) if certificate.exists() else (key, certificate)
         raise ConfigurationError(f"{found} is there and {lost} is not; expected both or none: restore the missing file")

@@ -82,13 +82,13 @@ class OpenClaw:
 
     def take(self, record: dict[str, Any]) -> None:
         """Records what one hook reported. Raises EventError for a record that is none, QueueFull as the recorder does."""
-        hook = record.get("hook")
+        hook = str(record.get("hook"))
         if hook in _SAID_ELSEWHERE:
             return
-        handle = self._internal if str(hook).startswith("internal:") else self._hooks.get(str(hook))
+        handle = self._internal if hook.startswith("internal:") else self._hooks.get(hook)
         if handle is None:
             raise EventError(f"hook {hook!r} is unknown; expected one of {' '.join(sorted(self._hooks))}")
-        self._hook, self._time = str(hook), _seconds(record.get("at"))
+        self._hook, self._time = hook, _seconds(record.get("at"))
         handle(_dict(record.get("event")), _dict(record.get("ctx")))
 
     # -- runs and sessions ---------------------------------------------------------------------------------------
