@@ -93,7 +93,7 @@ def make_recorder(pki):
 
     yield make
     for recorder in made:
-        recorder.close(0.5)
+        recorder.close(0.05)
 
 
 @pytest.fixture

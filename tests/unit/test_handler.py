@@ -27,6 +27,7 @@ def make_handler(receiver, pki):
 
     yield make
     for handler in made:
+        handler.recorder.close(0.05)  # what a test wants delivered, it has waited for
         handler.close()
 
 

@@ -137,7 +137,7 @@ def test_nothing_is_lost_when_the_receiver_is_killed_and_restarted_under_load(re
     done = threading.Event()
 
     def load():
-        for i in range(3000):
+        for i in range(2000):
             record(recorder, i, content={"excerpt": "x" * 300})
             if i % 20 == 0:
                 time.sleep(0.005)
@@ -146,14 +146,14 @@ def test_nothing_is_lost_when_the_receiver_is_killed_and_restarted_under_load(re
     worker = threading.Thread(target=load)
     worker.start()
     kills = 0
-    while not done.is_set() and kills < 20:
+    while not done.is_set() and kills < 12:
         eventually(lambda n=len(receiver.raw): len(receiver.raw) > n + 50 or done.is_set(), state=recorder.stats)
         receiver.kill()
         receiver.start()
         kills += 1
     worker.join(30)
-    eventually(lambda: len(receiver.events()) >= 3001, state=recorder.stats)
-    assert kills >= 3 and payloads(receiver) == list(range(3000))
+    eventually(lambda: len(receiver.events()) >= 2001, state=recorder.stats)
+    assert kills >= 3 and payloads(receiver) == list(range(2000))
     assert recorder.stats()["connects"] > 3 and recorder.stats()["resent"] > 0 and recorder.stats()["dropped"] == {}
     assert resends_are_byte_identical(receiver)
 
@@ -389,8 +389,8 @@ def test_close_is_bounded_while_the_receiver_is(fault, receiver, make_recorder, 
     for i in range(300):
         record(recorder, i, content={str(k): "x" * 2000 for k in range(17)})
     began = time.monotonic()
-    assert recorder.close(1.0) is False
-    assert time.monotonic() - began < 2.0 + 2.0  # the close itself, and a slow machine
+    assert recorder.close(0.5) is False
+    assert time.monotonic() - began < 1.5 + 2.0  # the close itself, and a slow machine
     assert recorder.stats()["queued"] > 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import time
@@ -75,7 +76,7 @@ class Loki:
                 return dict(json.load(answer))
         except urllib.error.HTTPError as e:
             raise StoreError(e.code, e.read().decode("utf-8", "replace").strip()) from None
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, TypeError, http.client.HTTPException) as e:
             raise StoreError(0, f"no answer from {self._url}: {getattr(e, 'reason', e)}") from None
 
 

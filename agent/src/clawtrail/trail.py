@@ -57,7 +57,7 @@ def _fit(cell: str, width: int) -> str:
 def _detail(line: str) -> str:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line[:60]
     for path in ("credential.name", "params", "error.message", "error.code", "peer.session", "content.excerpt", "model.requested"):
         value = event
