@@ -45,6 +45,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         "SECRETS_DIR": str(folder / "secrets"),
         "MODEL_BASE_URL": "http://demo-model:8080/v1",
     }
+    for key in env:  # compose lets the shell's variables win over its env file
+        os.environ.pop(key, None)
     (folder / "certs").mkdir()
     (folder / "secrets").mkdir()
     (folder / "copy").mkdir()
