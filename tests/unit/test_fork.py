@@ -72,6 +72,18 @@ def test_a_child_that_only_ends_does_not_disturb_the_parents_connection(receiver
     assert len(of(receiver, "after")) == 10 and recorder.stats()["connects"] == 1 and receiver.connections == 1
 
 
+def test_a_child_holds_no_end_of_the_parents_connection(receiver, recorder):
+    record(recorder, "parent", 1)
+    eventually(lambda: len(receiver.raw), 2, state=recorder.stats)
+    connection = os.fstat(recorder._shipper._connection.fileno()).st_ino
+
+    def child():
+        held = {os.fstat(int(f)).st_ino for f in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{f}")}
+        assert connection not in held
+
+    assert succeeded(in_child(child))
+
+
 def test_what_the_parent_had_queued_is_not_sent_by_the_child(receiver, recorder):
     receiver.kill()
     record(recorder, "queued", 30)

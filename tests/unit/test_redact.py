@@ -123,6 +123,12 @@ def test_redacting_twice_changes_nothing_more(kind, place):
     assert again == once and not found.count
 
 
+def test_what_stood_under_a_secret_key_is_not_redacted_again():
+    once, _ = redact({"password": "x" * 12, "token": ["y" * 12], "n": {"secret": {"value": "z" * 12}}})
+    again, found = redact(once)
+    assert again == once and not found.count
+
+
 @given(st.text(max_size=200) | st.lists(st.sampled_from(["token=", "Authorization: ", "Bearer ", "://u:", "@", "x" * 20, " ", "'", '"', "{", "}", "--password "])).map("".join))
 def test_redacting_any_text_twice_changes_nothing_more(text):
     once, _ = redact(text)

@@ -60,6 +60,7 @@ def test_a_client_that_the_receiver_does_not_admit_is_told_why_and_keeps_its_eve
     between = tap(receiver.address)
     recorder = send(make_recorder, between.address, TLSFiles(pki.ca) if client == "none" else getattr(pki, client))
     refused(recorder, words)
+    assert recorder.stats()["connects"] == 0  # it never counted as connected, not even for a moment
     assert receiver.raw == [] and between.sent and not in_clear(between.sent)
 
 
