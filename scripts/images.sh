@@ -100,7 +100,9 @@ need_debootstrap() {
 build_own() {
   local before after
   before=$(own_ids)
-  quietly Images 'building clawtrail and openclaw' compose --progress plain build forwarder openclaw
+  # Not through compose: it writes the project's name into the image, so that each project would make it anew.
+  build "clawtrail/agent:$CLAWTRAIL_VERSION" agent --target clawtrail
+  build "clawtrail/openclaw:$OPENCLAW_VERSION" agent --target openclaw --build-arg "NODE_VERSION=$NODE_VERSION" --build-arg "OPENCLAW_VERSION=$OPENCLAW_VERSION"
   after=$(own_ids)
   [ "$before" = "$after" ] || NEW+=',clawtrail built,openclaw built'
 }

@@ -107,9 +107,11 @@ def docker_services(
 
 
 def _remove_foreign_files(stack: Stack) -> None:
-    """The generated keys belong to other users: removed by the container that made them."""
-    stack.compose("run", "--rm", "-T", "setup", "sh", "-c", "rm -rf /certs/* /secrets/*", check=False)
-    stack.compose("--profile", "setup", "down", "--volumes", check=False)
+    """The generated keys belong to other users: removed by root in a container that sees this folder alone."""
+    image = f"clawtrail/agent:{stack.env['CLAWTRAIL_VERSION']}"
+    stack.docker.containers.run(
+        image, ["rm", "-rf", "/f/certs", "/f/secrets"], user="0:0", network_mode="none", remove=True, volumes={str(stack.folder): {"bind": "/f"}}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from pathlib import Path
 
 import pytest
-from harness import Stack, eventually
+from harness import ROOT, Stack, eventually
 
 
 def exists(stack: Stack, path: str) -> bool:
@@ -59,3 +60,30 @@ def test_openclaws_health_includes_the_plugin_and_its_way_to_the_forwarder(runni
 def test_an_agent_outside_of_the_hooks_does_not_start(running: Stack) -> None:
     code, said = running.run_inside("openclaw", "openclaw", "agent", "exec", "hello")
     assert code == 78 and "cannot be recorded" in said
+
+
+def test_openclaw_is_unhealthy_while_our_plugin_is_not_loaded(running: Stack, tmp_path: Path) -> None:
+    """The gateway itself is ready without its plugin, and would let every tool run: only the health check tells."""
+    config = json.loads((ROOT / "agent/openclaw/openclaw.json").read_text())
+    config["plugins"]["entries"]["clawtrail"]["enabled"] = False
+    (tmp_path / "openclaw.json").write_text(json.dumps(config))
+    for folder in (tmp_path, tmp_path.parent):
+        folder.chmod(0o755)
+    secrets = running.folder / "secrets"
+    gateway = running.docker.containers.run(
+        f"clawtrail/openclaw:{running.env['OPENCLAW_VERSION']}",
+        detach=True, read_only=True, network_mode="none", hostname="openclaw", mem_limit="2g",
+        environment={k: running.env[k] for k in ("MODEL_BASE_URL", "MODEL_API", "MODEL_NAME")},
+        tmpfs={"/tmp": "mode=1777", "/home/node": "uid=1000,gid=1000,mode=700", "/state": "uid=1000,gid=1000,mode=700"},
+        volumes={
+            str(tmp_path / "openclaw.json"): {"bind": "/etc/openclaw/openclaw.json", "mode": "ro"},
+            **{str(secrets / name): {"bind": f"/run/secrets/{name}", "mode": "ro"} for name in ("gateway-token", "model-key")},
+        },
+    )  # fmt: skip
+    try:
+        ready = ("node", "-e", "fetch('http://127.0.0.1:18789/readyz').then(r=>process.exit(r.ok?0:1),()=>process.exit(1))")
+        eventually(lambda: gateway.exec_run(list(ready)).exit_code == 0, 90, "the gateway is ready")
+        done = gateway.exec_run(["node", "/opt/clawtrail/healthcheck.mjs"])
+        assert done.exit_code == 1 and b"plugin: not loaded" in done.output
+    finally:
+        gateway.remove(force=True, v=True)

@@ -159,9 +159,10 @@ class Receiver:
 
     def events(self, kind: str | None = None) -> list[dict]:
         """The events, each once, in the order of their first arrival."""
-        found = {(e["epoch"], e["seq"]): e for e in reversed([m.event for m in self.messages])}
-        ordered = dict(reversed(found.items()))
-        return [e for e in ordered.values() if kind is None or e["kind"] == kind]
+        found: dict[tuple[str, int], dict] = {}
+        for event in [m.event for m in self.messages]:
+            found.setdefault((event["epoch"], event["seq"]), event)
+        return [e for e in found.values() if kind is None or e["kind"] == kind]
 
     def start(self) -> Receiver:
         self._stop = threading.Event()
