@@ -29,14 +29,20 @@ choose_model() {
   fi
 }
 
-# Two lines, printed by `clawtrail setup` itself.
+# Two lines, printed by `clawtrail setup` itself. Who uses a certificate that is new is started anew.
 secrets_and_certificates() {
+  local before
   HOST_NAMES=$({ hostname || cat /etc/hostname; hostname -f || true; } 2>/dev/null | sort -u | xargs)
   OWNER_UID=${SUDO_UID:-$(id -u)} # reads the keys of further clients
   export HOST_NAMES OWNER_UID
+  before=$(certificates_in_use)
   compose run --rm -T setup </dev/null 2>"$LOG" ||
     { show_log 20; fail Certificates 'clawtrail setup failed' 'the output above' 'exit code 0' 'mend the cause, then: make up'; }
+  [ "$before" != "$(certificates_in_use)" ] || return 0
+  compose rm --stop --force syslog-ng forwarder </dev/null >"$LOG" 2>&1
 }
+
+certificates_in_use() { cat "$CERTS_DIR"/server/*.crt "$CERTS_DIR"/clients/openclaw/*.crt 2>/dev/null | cksum || true; }
 
 containers() {
   local before began=$SECONDS names

@@ -103,7 +103,7 @@ def test_a_fork_while_other_threads_record_leaves_no_lock_behind(receiver, recor
     import threading
 
     done = threading.Event()
-    workers = [threading.Thread(target=lambda n=n: [record(recorder, f"thread {n}", 10) for _ in iter(done.is_set, True)]) for n in range(2)]
+    workers = [threading.Thread(target=lambda n=n: [record(recorder, f"thread {n}", 2) for _ in iter(lambda: done.wait(0.001), True)]) for n in range(2)]
     for w in workers:
         w.start()
 

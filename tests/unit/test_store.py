@@ -317,4 +317,4 @@ def test_a_proof_that_fails_says_how_far_the_event_got(fault, receiver, recorder
     if fault == "receiver away":
         receiver.kill()
     with pytest.raises(ClawtrailError, match=words.get(fault, "transport: .*Connection refused")):
-        prove(recorder, Loki(loki.url), within=1.0)
+        prove(recorder, Loki(loki.url), within=0.5)
