@@ -16,10 +16,11 @@ class MemoryQueue:
 
     Args:
         limit: bytes of unsent frames that are held at most.
-        window: bytes of sent frames that are kept for a resend; what fell out of the window counts as proven.
+        window: bytes of sent frames that are kept for a resend; what fell out of the window counts as proven. More
+            than the buffers of both kernels hold (Linux: up to 6 MiB at a receiver that sets no limit of its own).
     """
 
-    def __init__(self, limit: int = 64 << 20, window: int = 4 << 20) -> None:
+    def __init__(self, limit: int = 64 << 20, window: int = 8 << 20) -> None:
         self.limit, self.window = limit, window
         self._waiting: deque[bytes] = deque()
         self._sent: deque[bytes] = deque()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .errors import ConfigurationError, TransportError
 
+SEND_BUFFER = 256 * 1024  #: bytes; what lies in the kernel is what a receiver that dies has not read
 _LINUX_TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
@@ -168,6 +169,7 @@ def _connect(host: str, port: int, timeout: float) -> socket.socket:
             sock.settimeout(timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             for option, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
                 if hasattr(socket, option):
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
