@@ -18,7 +18,9 @@ from .transport import Connection, Deadlines
 log = logging.getLogger("clawtrail.shipper")
 
 BATCH = 16 * 1024  #: bytes per write: one TLS record
-BACKOFF = (0.2, 15.0)  #: seconds: first and longest wait between two attempts, with full jitter
+BACKOFF = (0.4, 15.0)  #: seconds: first and longest wait between two attempts, with full jitter
+BROKEN = 2.0  #: seconds: longest wait after a connection that came up and broke before it was STEADY
+STEADY = 1.0  #: seconds: a connection that lived so long is no failure
 
 
 class Shipper:
@@ -93,22 +95,23 @@ class Shipper:
             pass
 
     def _run(self) -> None:
-        failures = 0
+        failures, since = 0, 0.0
         while not self._finished():
             try:
                 if self._connection is None:
                     self._connect()
-                    failures = 0
+                    since = time.monotonic()
                 self._turn()
-            except TransportError as e:
-                self._broken(str(e))
+            except Exception as e:
+                if not isinstance(e, TransportError):  # a bug must not end the shipping of an audit trail
+                    log.exception("shipper failed")
+                first, longest = BACKOFF
+                if self.connected:
+                    longest = min(longest, BROKEN)
+                    failures = 0 if time.monotonic() - since >= STEADY else failures
+                self._broken(str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}")
+                self._pause(min(longest, first * 2 ** min(failures, 10)))
                 failures += 1
-                self._pause(failures)
-            except Exception as e:  # a bug must not end the shipping of an audit trail
-                log.exception("shipper failed")
-                self._broken(f"{type(e).__name__}: {e}")
-                failures += 1
-                self._pause(failures)
         self._finish()
 
     def _finished(self) -> bool:
@@ -174,9 +177,8 @@ class Shipper:
         self._out = memoryview(b"")
         self.resent += self.queue.rewind()
 
-    def _pause(self, failures: int) -> None:
-        first, longest = BACKOFF
-        wait = random.uniform(0.05, min(longest, first * 2 ** min(failures, 10)))
+    def _pause(self, longest: float) -> None:
+        wait = random.uniform(longest / 8, longest)
         if self._stop_by is not None:
             wait = min(wait, max(0.0, self._stop_by - time.monotonic()))
         until = time.monotonic() + wait
