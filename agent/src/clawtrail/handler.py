@@ -112,7 +112,9 @@ class TLSSysLogHandler(logging.Handler):
         return self.recorder.stats()
 
     def flush(self) -> None:
-        self.recorder.flush()
+        """Waits until all is handed to the connection, at most 3 seconds; not at all while there is none."""
+        if self.recorder.stats()["connected"]:
+            self.recorder.flush(3.0)
 
     def close(self) -> None:
         """Bounded: sends what waits, at most 3 seconds."""
