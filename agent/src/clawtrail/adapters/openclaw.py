@@ -6,9 +6,7 @@ An action becomes two events, the attempt before and the outcome after, joined b
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from datetime import datetime
 from typing import Any, Callable
 
 from .. import event as ev
@@ -16,6 +14,7 @@ from ..credentials import matches
 from ..errors import EventError
 from ..recorder import Recorder
 from ..redact import Found
+from . import hooks
 
 _REMEMBER = 10_000  #: attempts whose outcome may still come
 _SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"}
@@ -88,8 +87,8 @@ class OpenClaw:
         handle = self._internal if hook.startswith("internal:") else self._hooks.get(hook)
         if handle is None:
             raise EventError(f"hook {hook!r} is unknown; expected one of {' '.join(sorted(self._hooks))}")
-        self._hook, self._time = hook, _seconds(record.get("at"))
-        handle(_dict(record.get("event")), _dict(record.get("ctx")))
+        self._hook, self._time = hook, hooks.seconds(record.get("at"))
+        handle(hooks.group(record.get("event")), hooks.group(record.get("ctx")))
 
     # -- runs and sessions ---------------------------------------------------------------------------------------
 
@@ -97,12 +96,12 @@ class OpenClaw:
         trigger = ctx.get("trigger")
         started = {"type": trigger if trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
         fields = self._common(event, ctx) | {
-            "actor": _some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"),
+            "actor": hooks.some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"),
                             "surface": ctx.get("channel") or ctx.get("messageProvider")}),
-            "trigger": _some(started),
-            "content": _without_excerpt(self._content(_text(event.get("prompt")))),
-            "model": _some({"provider": ctx.get("modelProviderId"), "requested": ctx.get("modelId"),
-                            "system": _digest(event.get("systemPrompt"))}),
+            "trigger": hooks.some(started),
+            "content": hooks.without_excerpt(self._content(hooks.text(event.get("prompt")))),
+            "model": hooks.some({"provider": ctx.get("modelProviderId"), "requested": ctx.get("modelId"),
+                            "system": hooks.digest(event.get("systemPrompt"))}),
         }  # fmt: skip
         self._remember(f"run:{fields.get('run')}", self._record("run.start", "attempt", fields))
         self._runs[str(fields.get("run"))] = None
@@ -122,27 +121,27 @@ class OpenClaw:
         run = fields.get("run")
         fields |= {
             "caused_by": self._attempts.pop(f"run:{run}", None),
-            "usage": _some({"steps": self._steps.pop(str(run), None)}),
-            "error": _error(event.get("error")),
-            "duration_us": _micros(event.get("durationMs")),
+            "usage": hooks.some({"steps": self._steps.pop(str(run), None)}),
+            "error": hooks.error(event.get("error")),
+            "duration_us": hooks.micros(event.get("durationMs")),
         }
         success = event.get("success")
         self._record("run.end", "success" if success is True else "failure" if success is False else "unknown", fields)
 
     def _session_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("session.start", "success", self._common(event, ctx) | {
-            "trigger": _some({"type": "session", "ref": event.get("resumedFrom")}) if event.get("resumedFrom") else None})  # fmt: skip
+            "trigger": hooks.some({"type": "session", "ref": event.get("resumedFrom")}) if event.get("resumedFrom") else None})  # fmt: skip
 
     def _session_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("session.end", "success", self._common(event, ctx) | {
-            "health": _some({"reason": event.get("reason"), "messages": event.get("messageCount")}),
-            "duration_us": _micros(event.get("durationMs"))})  # fmt: skip
+            "health": hooks.some({"reason": event.get("reason"), "messages": event.get("messageCount")}),
+            "duration_us": hooks.micros(event.get("durationMs"))})  # fmt: skip
 
     def _subagent_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         child = event.get("childSessionKey") or ctx.get("childSessionKey")
         fields = self._common(event, {**ctx, "sessionKey": ctx.get("requesterSessionKey") or ctx.get("sessionKey")}) | {
-            "peer": _some({"agent": event.get("agentId"), "session": child, "run": event.get("runId"), "role": event.get("label"), "proof": "host"}),
-            "model": _some({"provider": event.get("resolvedProvider"), "requested": event.get("resolvedModel")}),
+            "peer": hooks.some({"agent": event.get("agentId"), "session": child, "run": event.get("runId"), "role": event.get("label"), "proof": "host"}),
+            "model": hooks.some({"provider": event.get("resolvedProvider"), "requested": event.get("resolvedModel")}),
         }  # fmt: skip
         self._remember(f"subagent:{child}", self._record("subagent.start", "attempt", fields))
 
@@ -151,31 +150,31 @@ class OpenClaw:
         outcome = {"ok": "success", "error": "failure", "timeout": "failure", "killed": "denied"}.get(str(event.get("outcome")), "unknown")
         self._record("subagent.end", outcome, self._common(event, {**ctx, "sessionKey": ctx.get("requesterSessionKey")}) | {
             "caused_by": self._attempts.pop(f"subagent:{child}", None),
-            "peer": _some({"session": child, "run": event.get("runId"), "proof": "host"}),
-            "health": _some({"reason": event.get("reason")}),
-            "error": _error(event.get("error"))})  # fmt: skip
+            "peer": hooks.some({"session": child, "run": event.get("runId"), "proof": "host"}),
+            "health": hooks.some({"reason": event.get("reason")}),
+            "error": hooks.error(event.get("error"))})  # fmt: skip
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
     def _tool_call(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        params = _dict(event.get("params"))
+        params = hooks.group(event.get("params"))
         tool = self._tool(event, ctx)
-        requester = _dict(ctx.get("requester"))
+        requester = hooks.group(ctx.get("requester"))
         common = self._common(event, ctx)
         written = ev.dumps(ev.clean(params))
         fields = common | {
             "step": self._step(common.get("run")),
             "caused_by": self._attempts.get(f"decision:{tool.get('call_id')}") or self._attempts.get(f"run:{common.get('run')}"),
-            "actor": _some({"type": "user", "id": requester.get("senderId"), "owner": requester.get("senderIsOwner"),
+            "actor": hooks.some({"type": "user", "id": requester.get("senderId"), "owner": requester.get("senderIsOwner"),
                             "surface": requester.get("channel")}),
             "tool": tool,
             "params": params,
-            "content": _without_excerpt(self._content(written)),
-            "target": _target(event, params),
+            "content": hooks.without_excerpt(self._content(written)),
+            "target": hooks.target(event, params),
         }  # fmt: skip
-        hits = matches("\n".join(_leaves(params)))
+        hits = matches("\n".join(hooks.leaves(params)))
         if hits:
-            fields["flag"] = _some({"rule": hits[0].id, "severity": hits[0].severity, "technique": hits[0].technique,
+            fields["flag"] = hooks.some({"rule": hits[0].id, "severity": hits[0].severity, "technique": hits[0].technique,
                                     "also": " ".join(r.id for r in hits[1:])})  # fmt: skip
         attempt = self._record("tool.call", "attempt", fields)
         self._remember(f"call:{tool.get('call_id')}", attempt)
@@ -192,28 +191,28 @@ class OpenClaw:
         _bound(self._credentials)
 
     def _tool_result(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        result = _dict(event.get("result"))
-        details = _dict(result.get("details"))
+        result = hooks.group(event.get("result"))
+        details = hooks.group(result.get("details"))
         tool, error = self._tool(event, ctx), event.get("error")
         if details.get("mcpServer"):
             tool["server"] = details["mcpServer"]
-        outcome = _tool_outcome(error, result, details)
+        outcome = hooks.tool_outcome(error, result, details)
         fields = self._common(event, ctx) | {
             "step": self._steps.get(str(ctx.get("runId") or event.get("runId"))),
             "caused_by": self._attempts.pop(f"call:{tool.get('call_id')}", None),
             "tool": tool,
-            "content": self._content(_text(result.get("content"))) if result else None,
-            "error": _error(error) or _exit_error(details),
-            "duration_us": _micros(event.get("durationMs")),
+            "content": self._content(hooks.text(result.get("content"))) if result else None,
+            "error": hooks.error(error) or hooks.exit_error(details),
+            "duration_us": hooks.micros(event.get("durationMs")),
         }
         self._record("tool.result", outcome, fields)
         for asked, access in self._credentials.pop(str(tool.get("call_id")), []):
             self._record("credential.access", outcome, access | {"caused_by": asked})
 
     def _tool(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
-        name = _text(event.get("toolName") or ctx.get("toolName")) or "unknown"
+        name = hooks.text(event.get("toolName") or ctx.get("toolName")) or "unknown"
         server, _, inner = name.partition("__")
-        return _some({
+        return hooks.some({
             "name": name, "type": "mcp" if inner else event.get("toolKind") or "builtin",
             "call_id": event.get("toolCallId") or ctx.get("toolCallId"), "server": server if inner else None}) or {}  # fmt: skip
 
@@ -221,10 +220,10 @@ class OpenClaw:
 
     def _llm_input(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """Once per run: what every request of the run carries. Goes into their `model` group."""
-        tools = _dict(event.get("tools"))
+        tools = hooks.group(event.get("tools"))
         names = tools.get("names")
         self._inputs[str(event.get("runId") or ctx.get("runId"))] = {
-            "system": _digest(event.get("systemPrompt")), "tools": tools.get("sha256"),
+            "system": hooks.digest(event.get("systemPrompt")), "tools": tools.get("sha256"),
             "tools_n": len(names) if isinstance(names, list) else None}  # fmt: skip
         _bound(self._inputs)
 
@@ -238,7 +237,7 @@ class OpenClaw:
 
     def _model_request(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         fields = self._common(event, ctx)
-        fields["model"] = _some({**(_model(event) or {}), **self._inputs.get(str(fields["run"]), {})})
+        fields["model"] = hooks.some({**(hooks.model(event) or {}), **self._inputs.get(str(fields["run"]), {})})
         fields["caused_by"] = self._attempts.get(f"run:{fields.get('run')}")
         self._remember(f"model:{event.get('callId')}", self._record("model.request", "attempt", fields))
 
@@ -247,34 +246,34 @@ class OpenClaw:
         if event.get("outcome") == "completed":
             return  # the decision itself comes with before_message_write
         fields = self._common(event, ctx) | {
-            "caused_by": asked, "model": _model(event), "decision": {"stop": "error"},
-            "error": _some({"type": event.get("errorCategory") or "model", "code": event.get("failureKind")}),
-            "duration_us": _micros(event.get("durationMs")),
+            "caused_by": asked, "model": hooks.model(event), "decision": {"stop": "error"},
+            "error": hooks.some({"type": event.get("errorCategory") or "model", "code": event.get("failureKind")}),
+            "duration_us": hooks.micros(event.get("durationMs")),
         }  # fmt: skip
         self._record("model.decision", "failure", fields)
 
     def _message_write(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        message = _dict(event.get("message"))
+        message = hooks.group(event.get("message"))
         role = message.get("role")
         if not ctx.get("runId"):  # this hook does not say which run it belongs to; a session has one at a time
-            ctx = {**ctx, "runId": self._current.get(_text(ctx.get("sessionKey")))}
+            ctx = {**ctx, "runId": self._current.get(hooks.text(ctx.get("sessionKey")))}
         if role == "user":
-            self._record("message.in", "success", self._common(event, ctx) | {"content": self._content(_text(message.get("content")))})
+            self._record("message.in", "success", self._common(event, ctx) | {"content": self._content(hooks.text(message.get("content")))})
         elif role == "assistant":
             self._decision(event, ctx, message)
         # a toolResult is on record as tool.result
 
     def _decision(self, event: dict[str, Any], ctx: dict[str, Any], message: dict[str, Any]) -> None:
-        calls = [_some({"id": p.get("id"), "tool": p.get("name")}) for p in _parts(message) if p.get("type") == "toolCall"]
+        calls = [hooks.some({"id": p.get("id"), "tool": p.get("name")}) for p in hooks.parts(message) if p.get("type") == "toolCall"]
         stop = message.get("stopReason")
-        usage = _dict(message.get("usage"))
+        usage = hooks.group(message.get("usage"))
         fields = self._common(event, ctx) | {
-            "content": self._content(_text(message.get("content"))),
-            "model": _some({"provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
-            "decision": _some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
-            "usage": _some({"input": usage.get("input"), "output": usage.get("output"),
+            "content": self._content(hooks.text(message.get("content"))),
+            "model": hooks.some({"provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
+            "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
+            "usage": hooks.some({"input": usage.get("input"), "output": usage.get("output"),
                             "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite")}),
-            "error": _error(message.get("errorMessage")),
+            "error": hooks.error(message.get("errorMessage")),
         }  # fmt: skip
         decided = self._record("model.decision", "failure" if stop in ("error", "aborted") else "success", fields)
         for call in calls:
@@ -284,8 +283,8 @@ class OpenClaw:
 
     def _message_in(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("message.in", "success", self._common(event, ctx) | {
-            "actor": _some({"type": "user", "id": event.get("senderId") or event.get("from"), "surface": ctx.get("channelId")}),
-            "content": self._content(_text(event.get("content")))})  # fmt: skip
+            "actor": hooks.some({"type": "user", "id": event.get("senderId") or event.get("from"), "surface": ctx.get("channelId")}),
+            "content": self._content(hooks.text(event.get("content")))})  # fmt: skip
 
     def _message_sending(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._message_out("attempt", event, ctx)
@@ -294,30 +293,30 @@ class OpenClaw:
         self._message_out("failure" if event.get("success") is False or event.get("error") else "success", event, ctx)
 
     def _message_out(self, outcome: str, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        payload = _dict(event.get("payload"))
+        payload = hooks.group(event.get("payload"))
         self._record("message.out", outcome, self._common(event, ctx) | {
-            "content": self._content(_text(event.get("content") or payload.get("text"))),
-            "target": _some({"type": "channel", "id": event.get("to") or ctx.get("conversationId") or ctx.get("channelId")}),
-            "error": _error(event.get("error"))})  # fmt: skip
+            "content": self._content(hooks.text(event.get("content") or payload.get("text"))),
+            "target": hooks.some({"type": "channel", "id": event.get("to") or ctx.get("conversationId") or ctx.get("channelId")}),
+            "error": hooks.error(event.get("error"))})  # fmt: skip
 
     # -- the gateway ---------------------------------------------------------------------------------------------
 
     def _gateway_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("system.start", "success", {"health": _some({"component": "openclaw", "port": event.get("port") or ctx.get("port")})})
+        self._record("system.start", "success", {"health": hooks.some({"component": "openclaw", "port": event.get("port") or ctx.get("port")})})
 
     def _gateway_stop(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("system.stop", "success", {"health": _some({"component": "openclaw", "reason": event.get("reason")})})
+        self._record("system.stop", "success", {"health": hooks.some({"component": "openclaw", "reason": event.get("reason")})})
 
     def _heartbeat(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("system.heartbeat", "success", {"health": {"component": "openclaw", "plugin": "loaded"} | event})
 
     def _dropped(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        counts = _dict(event.get("counts"))
+        counts = hooks.group(event.get("counts"))
         number = sum(n for n in counts.values() if isinstance(n, int)) or event.get("count") or event.get("droppedCount")
         self._record("system.drop", "failure", {
-            "dropped": _some({"n": number, "reason": "queue-full", "lane": "openclaw" if self._hook.startswith("diag:") else "plugin",
+            "dropped": hooks.some({"n": number, "reason": "queue-full", "lane": "openclaw" if self._hook.startswith("diag:") else "plugin",
                               "hooks": " ".join(f"{hook}:{n}" for hook, n in counts.items())}),
-            "error": _error(event.get("error"))})  # fmt: skip
+            "error": hooks.error(event.get("error"))})  # fmt: skip
 
     def _internal(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """Events that OpenClaw names with colons: commands of the user, session settings, a restart."""
@@ -327,16 +326,16 @@ class OpenClaw:
         elif name.startswith("gateway:"):
             self._record("system.stop", "attempt", {"health": {"component": "openclaw", "reason": name}})
         else:
-            self._change("success", {"what": "config", "name": name, "after": _text(event.get("context"))}, event, ctx)
+            self._change("success", {"what": "config", "name": name, "after": hooks.text(event.get("context"))}, event, ctx)
 
     def _operator(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """A call of the gateway's control interface."""
-        outcome = {"ok": "success", "success": "success", "completed": "success", "error": "failure"}.get(_text(event.get("outcome")), "unknown")
+        outcome = {"ok": "success", "success": "success", "completed": "success", "error": "failure"}.get(hooks.text(event.get("outcome")), "unknown")
         self._change(outcome, {"what": "config", "name": event.get("method"), "by": "operator"}, event, ctx)
 
     def _pairing(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("auth.login", "attempt", self._common(event, ctx) | {
-            "actor": _some({"type": "user", "id": event.get("senderId"), "auth": "none", "surface": event.get("channel") or ctx.get("channelId")})})  # fmt: skip
+            "actor": hooks.some({"type": "user", "id": event.get("senderId"), "auth": "none", "surface": event.get("channel") or ctx.get("channelId")})})  # fmt: skip
 
     def _compaction_attempt(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._change("attempt", {"what": "prompt", "name": "compaction", "before": event.get("messageCount")}, event, ctx)
@@ -345,40 +344,40 @@ class OpenClaw:
         self._change("success", {"what": "prompt", "name": "compaction", "after": event.get("compactedCount")}, event, ctx)
 
     def _failover(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("success", {"what": "model", "name": "failover", "before": _text(event.get("from") or event.get("fromModel")),
-                                 "after": _text(event.get("to") or event.get("toModel")), "by": _text(event.get("reason"))}, event, ctx)  # fmt: skip
+        self._change("success", {"what": "model", "name": "failover", "before": hooks.text(event.get("from") or event.get("fromModel")),
+                                 "after": hooks.text(event.get("to") or event.get("toModel")), "by": hooks.text(event.get("reason"))}, event, ctx)  # fmt: skip
 
     def _blocked(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("policy.decision", "denied", self._common(event, ctx) | {
             "tool": self._tool(event, ctx),
-            "policy": _some({"engine": "openclaw", "verdict": "deny", "rule": event.get("deniedReason") or event.get("code"),
+            "policy": hooks.some({"engine": "openclaw", "verdict": "deny", "rule": event.get("deniedReason") or event.get("code"),
                              "reason": event.get("reason")})})  # fmt: skip
 
     def _approval_suppressed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("approval.result", "unknown", self._common(event, ctx) | {
-            "approval": _some({"id": event.get("approvalId"), "state": "suppressed"}), "error": _error(event.get("reason"))})  # fmt: skip
+            "approval": hooks.some({"id": event.get("approvalId"), "state": "suppressed"}), "error": hooks.error(event.get("reason"))})  # fmt: skip
 
     def _install(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._change("attempt", {"what": event.get("targetType") or "plugin", "name": event.get("targetName")}, event, ctx)
 
     def _cron(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        job = _dict(event.get("job"))
+        job = hooks.group(event.get("job"))
         self._change("success", {"what": "schedule", "name": job.get("name") or event.get("jobId") or "all",
                                  "after": event.get("action") or event.get("reason")}, event, ctx)
 
     def _skill(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("success", {"what": "skill", "name": event.get("name"), "before": _text(event.get("before")),
-                                 "after": _text(event.get("after"))}, event, ctx)  # fmt: skip
+        self._change("success", {"what": "skill", "name": event.get("name"), "before": hooks.text(event.get("before")),
+                                 "after": hooks.text(event.get("after"))}, event, ctx)  # fmt: skip
 
     def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("config.change", outcome, self._common(event, ctx) | {"change": _some(change)})
+        self._record("config.change", outcome, self._common(event, ctx) | {"change": hooks.some(change)})
 
     def _security(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        action = _text(event.get("action"))
+        action = hooks.text(event.get("action"))
         outcome = {"succeeded": "success", "success": "success", "allowed": "success", "denied": "denied", "failed": "failure",
-                   "failure": "failure"}.get(_text(event.get("outcome")), "unknown")  # fmt: skip
-        policy = _dict(event.get("policy"))
-        fields = self._common(event, ctx) | {"policy": _some({"engine": "openclaw", "rule": action, "verdict": policy.get("decision"),
+                   "failure": "failure"}.get(hooks.text(event.get("outcome")), "unknown")  # fmt: skip
+        policy = hooks.group(event.get("policy"))
+        fields = self._common(event, ctx) | {"policy": hooks.some({"engine": "openclaw", "rule": action, "verdict": policy.get("decision"),
                                                               "reason": policy.get("reason")})}  # fmt: skip
         if action.startswith("exec.approval."):
             state = action.rpartition(".")[2]
@@ -386,7 +385,7 @@ class OpenClaw:
             outcome = {"requested": "attempt", "approved": "success", "denied": "denied"}.get(state, outcome)
             self._record(kind, outcome, fields | {"approval": {"state": state}})
         elif action.startswith(("gateway.auth.", "device.")):
-            self._record("auth.login", outcome, fields | {"actor": _some({"type": "user", "auth": "verified" if outcome == "success" else "none"})})
+            self._record("auth.login", outcome, fields | {"actor": hooks.some({"type": "user", "auth": "verified" if outcome == "success" else "none"})})
         else:
             self._record("policy.decision", outcome, fields)
 
@@ -396,11 +395,11 @@ class OpenClaw:
         return self._recorder.record(kind, outcome, time=self._time, **fields).id
 
     def _common(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
-        trace = _dict(ctx.get("trace") or event.get("trace"))
+        trace = hooks.group(ctx.get("trace") or event.get("trace"))
         return {
-            "session": _text(ctx.get("sessionKey") or event.get("sessionKey")) or None,
-            "run": _text(ctx.get("runId") or event.get("runId")) or None,
-            "trace": _some({"id": trace.get("traceId"), "span": trace.get("spanId"), "parent": trace.get("parentSpanId")}),
+            "session": hooks.text(ctx.get("sessionKey") or event.get("sessionKey")) or None,
+            "run": hooks.text(ctx.get("runId") or event.get("runId")) or None,
+            "trace": hooks.some({"id": trace.get("traceId"), "span": trace.get("spanId"), "parent": trace.get("parentSpanId")}),
         }
 
     def _content(self, text: str) -> dict[str, Any]:
@@ -420,108 +419,6 @@ class OpenClaw:
         _bound(self._attempts)
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _bound(memory: OrderedDict[str, Any]) -> None:
     while len(memory) > _REMEMBER:
         memory.popitem(last=False)
-
-
-def _some(group: dict[str, Any]) -> dict[str, Any] | None:
-    kept = {k: v for k, v in group.items() if v not in (None, "", [], {})}
-    return kept or None
-
-
-def _without_excerpt(content: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in content.items() if k != "excerpt"}
-
-
-def _seconds(at: object) -> float | None:
-    try:
-        return datetime.fromisoformat(str(at)).timestamp() if at else None
-    except ValueError:
-        raise EventError(f"at {at!r}; expected an RFC 3339 time such as 2026-01-31T12:00:00.000Z") from None
-
-
-def _micros(milliseconds: object) -> int | None:
-    return round(milliseconds * 1000) if isinstance(milliseconds, (int, float)) else None
-
-
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
-    content = message.get("content")
-    return [p for p in content if isinstance(p, dict)] if isinstance(content, list) else []
-
-
-def _text(value: object) -> str:
-    """A hook's text: a string, or the text parts of a content list; other parts as their type, tool calls not at all."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "\n".join(_part(p) for p in value if not (isinstance(p, dict) and p.get("type") == "toolCall"))
-    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _part(part: object) -> str:
-    if isinstance(part, dict):
-        text = part.get("text")
-        return text if isinstance(text, str) else f"[{part.get('type')}]"
-    return str(part)
-
-
-def _digest(value: object) -> str | None:
-    return value.get("sha256") if isinstance(value, dict) else None
-
-
-def _leaves(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [leaf for v in value.values() for leaf in _leaves(v)]
-    if isinstance(value, list):
-        return [leaf for v in value for leaf in _leaves(v)]
-    return []
-
-
-def _target(event: dict[str, Any], params: dict[str, Any]) -> dict[str, Any] | None:
-    paths = event.get("derivedPaths")
-    path = next((params[k] for k in ("path", "file_path", "filePath") if isinstance(params.get(k), str)), None)
-    if path is None and isinstance(paths, list) and paths:
-        path = _text(paths[0])
-    if path:
-        return {"type": "file", "id": path}
-    if isinstance(params.get("url"), str):
-        return {"type": "url", "id": params["url"]}
-    return None
-
-
-def _model(event: dict[str, Any]) -> dict[str, Any] | None:
-    return _some({"provider": event.get("provider"), "requested": event.get("model"), "call": event.get("callId")})
-
-
-def _error(error: object) -> dict[str, Any] | None:
-    if not error:
-        return None
-    if isinstance(error, dict):
-        return _some({"type": error.get("name") or "error", "message": _text(error.get("message"))})
-    return {"type": "error", "message": _text(error)}
-
-
-def _exit_error(details: dict[str, Any]) -> dict[str, Any] | None:
-    code = details.get("exitCode")
-    if details.get("timedOut"):
-        return {"type": "timeout"}
-    return {"type": "exit", "code": code} if isinstance(code, int) and code else None
-
-
-def _tool_outcome(error: object, result: dict[str, Any], details: dict[str, Any]) -> str:
-    """`exec` with a bad exit code reports no error, so the details decide; neither error nor result: unknown."""
-    text = _text(error).lower()
-    if "no record, no action" in text or "blocked" in text:
-        return "denied"
-    if error or details.get("timedOut") or details.get("exitSignal") or details.get("status") in ("error", "failed", "timeout"):
-        return "failure"
-    if isinstance(details.get("exitCode"), int) and details["exitCode"] != 0:
-        return "failure"
-    return "success" if result else "unknown"
