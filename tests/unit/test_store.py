@@ -97,6 +97,13 @@ def test_a_page_that_ends_exactly_at_the_last_entry_ends_the_query(loki):
     assert len(list(Loki(loki.url).query("{}"))) == store.PAGE and len(loki.requests) <= 2
 
 
+def test_more_entries_of_one_moment_than_a_page_holds_are_an_error_and_not_cut(loki):
+    fill(loki, store.PAGE + 1, step=0)
+    loki.entries = [(loki.entries[0][0], line, labels) for _, line, labels in loki.entries]
+    with pytest.raises(StoreError, match="narrow the query"):
+        list(Loki(loki.url).query("{}"))
+
+
 def test_events_of_one_moment_come_in_the_order_of_their_numbers(loki):
     loki.entries = [(NOW - 10**9, f"l{n}", {"epoch": "e", "seq": str(n)}) for n in (10, 9, 100, 1)]
     assert [e.line for e in Loki(loki.url).query("{}")] == ["l1", "l9", "l10", "l100"]

@@ -54,8 +54,10 @@ class Loki:
             page = sorted(self._page(logql, start, until), key=_order)
             fresh = [e for e in page if (e.time, e.line, _key(e)) not in seen]
             yield from fresh
-            if len(page) < PAGE or not fresh:
+            if len(page) < PAGE:
                 return
+            if page[0].time == page[-1].time:  # the next page would be this one again
+                raise StoreError(0, f"{PAGE} entries or more at the moment {page[0].time}; expected fewer: narrow the query")
             start = page[-1].time
             seen = {(e.time, e.line, _key(e)) for e in page if e.time == start}
 
