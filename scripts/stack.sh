@@ -15,7 +15,10 @@ clean() {
   containers=$(ours ps -a --format '{{.Names}}' | xargs)
   volumes=$(ours volume ls -q | xargs)
   networks=$(ours network ls --format '{{.Name}}' | xargs)
-  images=$(docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=clawtrail/*' | xargs)
+  images=$({
+    docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=clawtrail/*'
+    docker image ls -q --filter dangling=true --filter label=org.opencontainers.image.vendor=clawtrail # what newer builds replaced
+  } | xargs)
   folders=$(generated | xargs)
   printf '%-12s%s\n' containers "${containers:-none}" volumes "${volumes:-none}" networks "${networks:-none}" \
     images "${images:-none}" generated "${folders:-none}" stays "$ENV_FILE, and everything that is not named here"
