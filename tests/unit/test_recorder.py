@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from clawtrail import Recorder, context
+from clawtrail import Recorder, context, redact
 from clawtrail.errors import ConfigurationError, EventError, QueueFull
 from clawtrail.event import LINE_MAX
 from clawtrail.syslog import FRAME_MAX, frame
@@ -157,6 +157,34 @@ def test_nothing_is_lost_when_the_receiver_is_killed_and_restarted_under_load(re
     assert kills >= 3 and payloads(receiver) == list(range(2000))
     assert recorder.stats()["connects"] > 3 and recorder.stats()["resent"] > 0 and recorder.stats()["dropped"] == {}
     assert resends_are_byte_identical(receiver)
+
+
+class Broken:
+    """Stands for an expression or a value that the redactor breaks on: none that does is known."""
+
+    def sub(self, *_):
+        raise MemoryError("on purpose")
+
+
+def test_a_text_that_the_redactor_breaks_on_is_not_stored_and_the_event_is(receiver, recorder, monkeypatch):
+    monkeypatch.setattr(redact, "_FORMATS", (("any", ("the-text",), Broken()),))
+    record(recorder, 1, session="s-1", content={"excerpt": "the-text that nobody may see"})
+    event = eventually(lambda: receiver.events("tool.call"), state=recorder.stats)[0]
+    assert event["session"] == "s-1" and event["params"] == {"i": 1}
+    assert event["content"]["excerpt"].startswith("[withheld: the redactor failed (MemoryError) on 28 characters")
+    assert event["content"]["classes"] == "redactor-failed" and not any(b"nobody" in raw for raw in receiver.raw)
+
+
+def test_an_event_that_the_redactor_breaks_on_is_stored_as_its_size_and_the_fact(receiver, recorder, monkeypatch):
+    def broken(*_):
+        raise RecursionError("on purpose")
+
+    monkeypatch.setattr(recorder.redactor, "value", broken)
+    record(recorder, 1, session="s-1", content={"excerpt": "nobody may see this"})
+    event = eventually(lambda: receiver.events("tool.call"), state=recorder.stats)[0]
+    assert event["error"] == {"type": "redaction", "message": "the redactor failed: RecursionError"}
+    assert event["content"].keys() == {"size"} and event["content"]["size"] > 19
+    assert "params" not in event and not any(b"nobody" in raw for raw in receiver.raw)
 
 
 def test_a_connection_that_is_reset_in_the_middle_of_a_frame_loses_and_garbles_nothing(receiver, recorder):

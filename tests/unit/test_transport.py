@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from clawtrail import Recorder
+from clawtrail import Recorder, shipper
 from clawtrail.errors import ConfigurationError
 from clawtrail.transport import Deadlines, TLSFiles
 from receiver import Tap
@@ -109,6 +109,20 @@ def test_what_goes_over_a_good_connection_is_not_readable_on_the_way(receiver, m
     recorder = send(make_recorder, between.address)
     eventually(lambda: len(receiver.raw), 6, state=recorder.stats)
     assert recorder.close() and len(between.sent) > 1000 and not in_clear(between.sent)
+
+
+@pytest.mark.parametrize("fault, longest", [("refuses", 6.4), ("breaks", 2.0)])
+def test_a_receiver_that_keeps_failing_is_asked_less_and_less_often(fault, longest, pki, receiver, monkeypatch):
+    """Also one that breaks after a handshake that went well: that is no reason to begin anew with short waits."""
+    waits, pause = [], shipper.Shipper._pause
+    monkeypatch.setattr(shipper, "BACKOFF", (0.4, 15.0))
+    monkeypatch.setattr(shipper.Shipper, "_pause", lambda self, most: (waits.append(most), pause(self, 0.01)))
+    receiver.reset_after = 1
+    with Recorder(receiver.address, TLSFiles(pki.ca) if fault == "refuses" else pki.client, agent="agent-1") as recorder:
+        recorder.record("log.record")
+        eventually(lambda: len(waits) >= 5, state=recorder.stats)
+        recorder.close(0.1)
+    assert waits[:3] == [0.4, 0.8, 1.6] and 2.0 <= waits[3] <= waits[4] <= longest
 
 
 def test_events_that_were_refused_arrive_when_the_receiver_has_its_certificate(pki, make_receiver, make_recorder):

@@ -299,7 +299,7 @@ def _with_redactions(content: dict[str, Any], found: Found) -> dict[str, Any]:
     if isinstance(given := content.get("redactions"), int):
         before.count = given
     before.classes, before.fps = (str(content.get(k, "")).split() for k in ("classes", "fps"))
-    if set(found.fps) <= set(before.fps):
+    if set(found.fps) <= set(before.fps) and set(found.classes) <= set(before.classes):
         return content
     before.merge(found)
     return {**content, **before.fields()}

@@ -155,7 +155,18 @@ class Redactor:
         return out
 
     def string(self, s: str, found: Found) -> str:
-        """One string without its secrets. Only its first SCAN_MAX characters are kept, and how many are not."""
+        """One string without its secrets. Only its first SCAN_MAX characters are kept, and how many are not.
+
+        Never raises: a text that could not be redacted is not passed on, the class `redactor-failed` tells.
+        """
+        try:
+            return self._string(s, found)
+        except Exception as e:
+            found.count += 1
+            found.classes += [] if "redactor-failed" in found.classes else ["redactor-failed"]
+            return f"[withheld: the redactor failed ({type(e).__name__}) on {len(s)} characters]"
+
+    def _string(self, s: str, found: Found) -> str:
         s = cut(s, SCAN_MAX)
         if len(s) < 6:
             return s
