@@ -217,6 +217,17 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(calls, tmp_path)
     assert {n: (tmp_path / n).read_bytes() for n in whole if n.startswith("secrets")} == {n: d for n, d in whole.items() if n.startswith("secrets")}
 
 
+def test_a_ca_of_ones_own_that_is_there_before_the_first_run_issues_everything(tmp_path):
+    own = {name: pki.Authority.create(f"our own {name}") for name in ("server-ca", "client-ca")}
+    for name, authority in own.items():
+        pki.write(tmp_path / "ca" / f"{name}.crt", pki.pem(authority.certificate), 0o644, os.geteuid())
+        pki.write(tmp_path / "ca" / f"{name}.key", authority.key, 0o600, os.geteuid())
+    setup.make_certificates(tmp_path, ["localhost"], ["a"])
+    for path, name in (("server/server.crt", "server-ca"), ("clients/a/client.crt", "client-ca")):
+        issued = x509.load_pem_x509_certificate((tmp_path / path).read_bytes())
+        issued.verify_directly_issued_by(own[name].certificate)
+
+
 @pytest.mark.parametrize("lost", ["server-ca.key", "server-ca.crt", "client-ca.key", "client-ca.crt"])
 def test_half_of_a_ca_that_has_issued_certificates_is_an_error_and_never_a_new_ca(lost, tmp_path):
     make(tmp_path)

@@ -181,6 +181,12 @@ def test_a_session_is_shown_with_the_subagents_that_it_started(loki):
     assert [r["query"] for r in loki.requests] == ['{job="audit"} | session="parent \\"x\\""', '{job="audit"} | session="child \\"1\\""']
 
 
+@pytest.mark.parametrize("line", ["not json", '{"peer": 1}', '{"peer": {"session": ["x"]}}', '{"peer": ', "[" * 50_000])
+def test_a_strangers_line_that_calls_itself_a_subagents_start_breaks_nothing(line, loki):
+    loki.entries = [(NOW - 10**9, line, {"event": "subagent.start", "seq": "²"})]
+    assert [e.line for e in sessions(Loki(loki.url), "s", 3600)] == [line] and len(loki.requests) == 1
+
+
 # -- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +201,13 @@ def test_query_prints_one_json_object_per_line(loki, capsys):
     code, out, _ = run(capsys, "query", "{}", "--loki", loki.url)
     first, second = out.splitlines()
     assert code == 0 and first == '{"a": 1}' and json.loads(second) == {"time": NOW - 10**8, "job": "audit", "agent": "x", "line": 'plain "line"'}
+
+
+@pytest.mark.parametrize("line", ["{broken}", '{"a":\n1}', "{" * 50_000 + "}", '["a"]'])
+def test_query_prints_what_is_no_event_on_one_line_inside_an_object(line, loki, capsys):
+    loki.entries = [(NOW - 10**9, line, {"job": "audit"})]
+    _, out, _ = run(capsys, "query", "{}", "--loki", loki.url)
+    assert [json.loads(text)["line"] for text in out.splitlines()] == [line]
 
 
 def test_a_bad_query_ends_with_2_and_lokis_words(loki, capsys):

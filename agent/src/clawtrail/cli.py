@@ -16,7 +16,7 @@ from typing import Callable, Sequence
 from . import __version__
 from .errors import ClawtrailError, ConfigurationError, StoreError
 from .recorder import Recorder
-from .store import Entry, Loki, duration
+from .store import Entry, Loki, as_json, duration
 from .transport import TLSFiles
 
 
@@ -103,7 +103,7 @@ def _prove(o: argparse.Namespace) -> int:
 
     with Recorder(_address(o.receiver), o.tls, agent=o.agent) as recorder:
         seconds = prove(recorder, Loki(o.loki))
-    print(step("Proof", "one event sent over mutual TLS, found in Loki", False).replace("unchanged", f"{seconds:.1f} s"))
+    print(step("Proof", "one event sent over mutual TLS, found in Loki", f"{seconds:.1f} s"))
     return 0
 
 
@@ -120,7 +120,7 @@ def _query(o: argparse.Namespace) -> int:
 
 def _as_json(entry: Entry) -> str:
     """The event as it is stored; a line that is no JSON object (a stock handler's, a dead letter) inside one."""
-    if entry.line.startswith("{") and entry.line.endswith("}"):
+    if isinstance(as_json(entry.line), dict) and "\n" not in entry.line:
         return entry.line
     return json.dumps({"time": entry.time, **entry.labels, "line": entry.line}, ensure_ascii=False)
 

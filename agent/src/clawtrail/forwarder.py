@@ -5,8 +5,8 @@ Protocol: JSON lines. `{"n": 7, "rid": "…", "hook": "…", "at": "…", "event
 answered and not recorded; `{"n": 9, "status": true}` is answered with the counters.
 
 What the agent starts runs under the gateway's uid and could write to the socket itself. The kernel names the peer's
-process (SO_PEERCRED); only a container's main process has no parent in the shared process namespace, and nothing
-that an agent starts can become one. So that process is heard, and anyone else is refused, recorded and flagged.
+process (SO_PEERCRED); only what the engine starts in a container, its main process above all, has no parent in the
+shared process namespace, and nothing that an agent starts can get rid of its own. So that process is heard, and anyone else is refused, recorded and flagged.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Peer:
 
 
 class Forwarder:
-    """Serves the socket until `stop()`.
+    """Serves the socket until SIGTERM or SIGINT.
 
     Args:
         recorder: where accepted records go.

@@ -14,9 +14,10 @@ UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "graf
 OWN_CLIENTS = ("openclaw", "operator")  #: the forwarder's and the operator's, read by the clawtrail image's user
 
 
-def step(name: str, detail: str, made: bool) -> str:
-    """One line of the log grammar."""
-    return f"[+] {name:<14} {detail:<64} {'created' if made else 'unchanged'}"
+def step(name: str, detail: str, state: bool | str) -> str:
+    """One line of the log grammar; `state` True: created, False: unchanged, or its own words."""
+    words = state if isinstance(state, str) else "created" if state else "unchanged"
+    return f"[+] {name:<14} {detail:<64} {words}"
 
 
 def make_secrets(folder: Path) -> bool:

@@ -51,7 +51,7 @@ class Loki:
         start = until - int((since + 60) * 1e9)
         seen: set[tuple[int, str, str]] = set()
         while True:
-            page = sorted(self._page(logql, start, until), key=_order)
+            page = sorted(self._page(logql, start, until), key=order)
             fresh = [e for e in page if (e.time, e.line, _key(e)) not in seen]
             yield from fresh
             if len(page) < PAGE:
@@ -82,10 +82,18 @@ class Loki:
             raise StoreError(0, f"no answer from {self._url}: {getattr(e, 'reason', e)}") from None
 
 
-def _order(entry: Entry) -> tuple[int, str, int]:
+def order(entry: Entry) -> tuple[int, str, int]:
     """Events of one moment in the order of their numbers."""
     seq = entry.labels.get("seq", "")
-    return entry.time, entry.labels.get("epoch", ""), int(seq) if seq.isdigit() else 0
+    return entry.time, entry.labels.get("epoch", ""), int(seq) if seq.isdecimal() else 0
+
+
+def as_json(line: str) -> Any:
+    """The line's value; None for a line that is no JSON: what is stored is what somebody sent."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _key(entry: Entry) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Iterable
+from typing import Any, Iterable
 
-from .store import Entry, Loki
+from .store import Entry, Loki, as_json, order
 
 _COLUMNS = (("time", 12), ("kind", 18), ("tool", 15), ("outcome", 8), ("session", 38), ("what", 0))
 
@@ -14,21 +14,21 @@ _COLUMNS = (("time", 12), ("kind", 18), ("tool", 15), ("outcome", 8), ("session"
 def sessions(store: Loki, session: str, since: float) -> list[Entry]:
     """The events of a session and of the subagents that it started, oldest first."""
     found = list(store.query(_of(session), since))
-    children = {_member(e.line, "peer", "session") for e in found if e.labels.get("event") == "subagent.start"} - {None, session}
-    for child in children:
-        found += store.query(_of(str(child)), since)
-    return sorted(found, key=lambda e: (e.time, e.labels.get("epoch", ""), int(e.labels.get("seq") or 0)))
+    started = (_member(as_json(e.line), "peer.session") for e in found if e.labels.get("event") == "subagent.start")
+    for child in {c for c in started if isinstance(c, str)} - {session}:
+        found += store.query(_of(child), since)
+    return sorted(found, key=order)
 
 
 def _of(session: str) -> str:
     return f'{{job="audit"}} | session={json.dumps(session)}'
 
 
-def _member(line: str, *path: str) -> str | None:
-    value = json.loads(line)
-    for key in path:
+def _member(value: Any, path: str) -> Any:
+    """What stands at a path such as `peer.session`; None when nothing does."""
+    for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, str) else None
+    return value
 
 
 def table(entries: Iterable[Entry]) -> str:
@@ -55,14 +55,11 @@ def _fit(cell: str, width: int) -> str:
 
 
 def _detail(line: str) -> str:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+    event = as_json(line)
+    if not isinstance(event, dict):
         return line[:60]
     for path in ("credential.name", "params", "error.message", "error.code", "peer.session", "content.excerpt", "model.requested"):
-        value = event
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
+        value = _member(event, path)
         if value not in (None, ""):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             return text if len(text) <= 72 else text[:71] + "…"
