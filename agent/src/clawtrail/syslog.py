@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Iterator
+from datetime import date
+from typing import Iterable, Iterator, TypeVar
 
-from .errors import ClawtrailError
+from .errors import ClawtrailError, ConfigurationError
+
+_Key = TypeVar("_Key")
 
 FACILITY = 13  #: log audit, RFC 5424 section 6.2.1
 SD_ID = "audit@32473"  #: 32473 is the enterprise number reserved for documentation, RFC 5612
 FRAME_MAX = 48 * 1024  #: bytes; a receiver closes the connection on a frame over its own limit
 _NOT_PRINTUSASCII = re.compile(r"[^\x21-\x7e]")
+_SD_NAME = re.compile(r"""[!#-<>-\\^-~]{1,32}""")
+_OWN_SD_ID = re.compile(r"""(?=.{3,32}\Z)[!#-<>-?A-\\^-~]+@\d+(?:\.\d+)*""", re.ASCII)
 _SD_ESCAPE = str.maketrans({'"': r"\"", "\\": r"\\", "]": r"\]"})
-_HEADER = re.compile(rb"<(\d{1,3})>1 (\S+) (\S+) (\S+) (\S+) (\S+) ")
-_PARAM = re.compile(rb' ([^ =\]"]{1,32})="((?:[^"\\\]]|\\.)*)"', re.DOTALL)
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+_HEADER = re.compile(rb"<(\d{1,3})>1 ([!-~]{1,32}) ([!-~]{1,255}) ([!-~]{1,48}) ([!-~]{1,128}) ([!-~]{1,32}) ")
+_TIME = re.compile(  # section 6.2.3: upper case, no leap second, at most microseconds
+    r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
+)
+_SD_ID = re.compile(rb"\[([!#-<>-\\^-~]{1,32})")
+_PARAM = re.compile(rb' ([!#-<>-\\^-~]{1,32})="((?:[^"\\\]]|\\.)*+)"', re.DOTALL)
+_ESCAPED = re.compile(rb'\\(["\\\]])')
+_MSG_LEN = re.compile(rb"([1-9]\d{0,9})( |\Z)")
+_SUFFIXES_MAX = 1024  #: tuples of varying parameters that one Header keeps written out
 
 
 def header_field(value: str, limit: int) -> str:
@@ -23,13 +36,43 @@ def header_field(value: str, limit: int) -> str:
 
 
 def structured_data(params: dict[str, str], sd_id: str = SD_ID) -> str:
-    """One SD-ELEMENT (section 6.3); `"`, `\\` and `]` are escaped, control characters become spaces."""
-    parts = [f'{k}="{_visible(v).translate(_SD_ESCAPE)}"' for k, v in params.items()]
-    return f"[{sd_id} {' '.join(parts)}]" if parts else "-"
+    """One SD-ELEMENT (section 6.3); `"`, `\\` and `]` are escaped, control characters become spaces.
+
+    Raises ConfigurationError for an SD-ID or a PARAM-NAME that is none.
+    """
+    return f"[{_own_sd_id(sd_id)}{_written(params.items())}]" if params else "-"
 
 
-def _visible(value: str) -> str:
-    return value if value.isprintable() else "".join(c if c.isprintable() else " " for c in value)
+def _written(params: Iterable[tuple[str, str]]) -> str:
+    return "".join(f' {_param_name(k)}="{_param_value(v)}"' for k, v in params)
+
+
+def _param_value(value: str) -> str:
+    return _CONTROL.sub(" ", value).translate(_SD_ESCAPE)
+
+
+def _param_name(name: str) -> str:
+    if not _SD_NAME.fullmatch(name):
+        raise ConfigurationError(f"PARAM-NAME {name!r}; expected 1 to 32 printable ASCII characters without '=', ']', '\"' and space")
+    return name
+
+
+def _own_sd_id(sd_id: str) -> str:
+    """A name without a number is reserved to IANA (section 6.3.2)."""
+    if not isinstance(sd_id, str) or not _OWN_SD_ID.fullmatch(sd_id):
+        raise ConfigurationError(
+            f"sd_id {sd_id!r}; expected name@number of at most 32 printable ASCII characters without '=', ']', '\"' and space, "
+            f"the number your private enterprise number, for example {SD_ID}"
+        )
+    return sd_id
+
+
+def _pri(facility: int, severity: int) -> str:
+    if not isinstance(facility, int) or not 0 <= facility <= 23:
+        raise ConfigurationError(f"facility {facility!r}; expected 0 to 23, for example {FACILITY} (log audit)")
+    if not 0 <= severity <= 7:
+        raise ConfigurationError(f"severity {severity!r}; expected 0 (emergency) to 7 (debug)")
+    return f"<{facility * 8 + severity}>1 "
 
 
 def message(
@@ -37,42 +80,93 @@ def message(
 ) -> bytes:
     """One RFC 5424 SYSLOG-MSG. `msg` is MSG-ANY: UTF-8 without a byte order mark, so that it is stored as it was hashed."""
     head = (
-        f"<{facility * 8 + severity}>1 {time} {header_field(host, 255)} {header_field(app, 48)} "
+        f"{_pri(facility, severity)}{time} {header_field(host, 255)} {header_field(app, 48)} "
         f"{header_field(procid, 128)} {header_field(msgid, 32)} {sd} "
     )
     return head.encode() + msg
 
 
 def frame(message: bytes) -> bytes:
-    """One RFC 5425 SYSLOG-FRAME: the length in bytes, a space, the message (section 4.3)."""
+    """One RFC 5425 SYSLOG-FRAME: the length in bytes, a space, the message (section 4.3), which is never empty."""
+    if not message:
+        raise ClawtrailError("a frame of 0 bytes; expected a message")
     return b"%d %b" % (len(message), message)
+
+
+class Header:
+    """What does not change between two events of one claim, written out once; `frame()` adds the rest.
+
+    Args:
+        app: the claimed name: APP-NAME, and the structured data's `agent` (its first 255 characters).
+        facility: 0 to 23, RFC 5424 section 6.2.1.
+        sd_id: the SD-ID, `name@private enterprise number`, section 6.3.2.
+
+    Raises ConfigurationError for a facility or an sd_id that is none.
+    """
+
+    __slots__ = ("_fixed", "_kinds", "_pri", "_sd", "_suffixes")
+
+    def __init__(self, host: str, app: str, procid: str, epoch: str, facility: int = FACILITY, sd_id: str = SD_ID) -> None:
+        self._pri = tuple(_pri(facility, severity) for severity in range(8))
+        self._fixed = f" {header_field(host, 255)} {header_field(app, 48)} {header_field(procid, 128)} "
+        sd = structured_data({"agent": app[:255], "epoch": epoch, "seq": ""}, sd_id)
+        self._sd = sd.removesuffix('"]')
+        self._kinds: dict[str, str] = {}
+        self._suffixes: dict[tuple[tuple[str, str], ...], str] = {}
+
+    def frame(self, line: bytes, seq: int, severity: int, time: str, kind: str, params: tuple[tuple[str, str], ...]) -> bytes:
+        """The SYSLOG-FRAME of one event: the bytes of `frame(message(…))`.
+
+        Args:
+            severity: 0 to 7, section 6.2.1.
+            time: RFC 3339 with at most microseconds, section 6.2.3.
+            kind: the MSGID.
+            params: the structured data's parameters after `agent`, `epoch` and `seq`.
+        """
+        middle = self._kinds.get(kind) or self._middle(kind)
+        suffix = self._suffixes.get(params) or self._suffix(params)
+        head = f"{self._pri[severity]}{time}{self._fixed}{middle}{seq}{suffix}".encode()
+        return b"%d %b%b" % (len(head) + len(line), head, line)
+
+    def _middle(self, kind: str) -> str:
+        return _keep(self._kinds, kind, f"{header_field(kind, 32)} {self._sd}")
+
+    def _suffix(self, params: tuple[tuple[str, str], ...]) -> str:
+        return _keep(self._suffixes, params, f'"{_written(params)}] ')
+
+
+def _keep(cache: dict[_Key, str], key: _Key, value: str) -> str:
+    if len(cache) >= _SUFFIXES_MAX:  # what repeats is soon back; keeping the order of use would cost every event
+        cache.clear()
+    cache[key] = value
+    return value
 
 
 class Frames:
     """Takes a byte stream apart into RFC 5425 frames."""
 
     def __init__(self, limit: int = FRAME_MAX) -> None:
-        self._buffer = b""
+        self._buffer = bytearray()
         self._limit = limit
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that are complete now. Raises ClawtrailError on a frame header that is none."""
-        self._buffer += data
-        while self._buffer:
-            digits, space, rest = self._buffer.partition(b" ")
-            if not (digits.isdigit() and 1 <= len(digits) <= 10) or digits.startswith(b"0"):
-                if space or len(digits) > 10 or not digits.isdigit():
-                    raise ClawtrailError(f"frame header {self._buffer[:16]!r}; expected a length, a space, a message")
-                return
-            if not space:
-                return
-            length = int(digits)
+        buffer = self._buffer
+        buffer += data
+        while buffer:
+            header = _MSG_LEN.match(buffer)
+            if not header:
+                raise ClawtrailError(f"frame header {bytes(buffer[:16])!r}; expected a length, a space, a message")
+            if not header[2]:
+                return  # its digits go on
+            start, length = header.end(), int(header[1])
             if length > self._limit:
                 raise ClawtrailError(f"frame of {length} bytes; expected at most {self._limit}")
-            if len(rest) < length:
+            if len(buffer) < start + length:
                 return
-            self._buffer = rest[length:]
-            yield rest[:length]
+            found = bytes(buffer[start : start + length])
+            del buffer[: start + length]  # moves the start, not the bytes
+            yield found
 
 
 @dataclass(frozen=True)
@@ -91,26 +185,46 @@ class Parsed:
 
 
 def parse(raw: bytes) -> Parsed:
-    """Takes an RFC 5424 message apart. Raises ClawtrailError naming what was found."""
-    m = _HEADER.match(raw)
-    if not m:
+    """Takes an RFC 5424 message apart, as strictly as section 6 is written. Raises ClawtrailError naming what was found.
+
+    `msg` is what came, a byte order mark included; a value in `sd` that is no UTF-8 has U+FFFD in those places.
+    """
+    header = _HEADER.match(raw)
+    if not header or int(header[1]) > 191:
         raise ClawtrailError(f"message begins {raw[:40]!r}; expected an RFC 5424 header")
-    pri, rest = int(m[1]), raw[m.end() :]
-    sd: dict[str, dict[str, str]] = {}
-    if rest.startswith(b"-"):
-        rest = rest[1:]
+    time, host, app, procid, msgid = (header[i].decode("ascii") for i in range(2, 7))
+    if time != "-" and not _is_time(time):
+        raise ClawtrailError(f"time {time!r}; expected RFC 3339 with at most microseconds, or '-'")
+    at, sd = header.end(), {}
+    if raw[at : at + 1] == b"-":
+        at += 1
     else:
-        while rest.startswith(b"["):
-            name = re.match(rb"\[([^ =\]\"]{1,32})", rest)
-            if not name:
-                raise ClawtrailError(f"structured data begins {rest[:40]!r}; expected an SD-ID")
-            at, params = name.end(), {}
-            while p := _PARAM.match(rest, at):
-                params[p[1].decode("utf-8", "replace")] = re.sub(rb'\\(["\\\]])', rb"\1", p[2]).decode("utf-8", "replace")
-                at = p.end()
-            if rest[at : at + 1] != b"]":
-                raise ClawtrailError(f"structured data ends {rest[at : at + 20]!r}; expected ']'")
-            sd[name[1].decode("utf-8", "replace")] = params
-            rest = rest[at + 1 :]
-    time, host, app, procid, msgid = (m[i].decode("ascii", "replace") for i in range(2, 7))
-    return Parsed(pri // 8, pri % 8, time, host, app, procid, msgid, rest[1:], sd)
+        while True:
+            element = _SD_ID.match(raw, at)
+            if not element:
+                raise ClawtrailError(f"structured data begins {raw[at : at + 40]!r}; expected '-' or '[' and an SD-ID")
+            name, at, params = element[1].decode("ascii"), element.end(), {}
+            while param := _PARAM.match(raw, at):
+                params[param[1].decode("ascii")] = _ESCAPED.sub(rb"\1", param[2]).decode("utf-8", "replace")
+                at = param.end()
+            if raw[at : at + 1] != b"]":
+                raise ClawtrailError(f"structured data ends {raw[at : at + 20]!r}; expected ']'")
+            if name in sd:
+                raise ClawtrailError(f"structured data {name!r} twice; expected each SD-ID once")
+            sd[name] = params
+            at += 1
+            if raw[at : at + 1] != b"[":
+                break
+    if raw[at : at + 1] not in (b"", b" "):
+        raise ClawtrailError(f"after the structured data {raw[at : at + 20]!r}; expected a space and the message")
+    return Parsed(int(header[1]) // 8, int(header[1]) % 8, time, host, app, procid, msgid, raw[at + 1 :], sd)
+
+
+def _is_time(text: str) -> bool:
+    if not _TIME.fullmatch(text):
+        return False
+    try:
+        date(int(text[:4]), int(text[5:7]), int(text[8:10]))
+    except ValueError:
+        return False
+    return True
