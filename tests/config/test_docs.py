@@ -13,7 +13,7 @@ EVENTS = (ROOT / "docs/events.md").read_text()
 
 
 def test_every_field_kind_and_outcome_is_on_the_page_of_events_and_no_other() -> None:
-    kinds = dict((kind, category) for category, row in re.findall(r"^\| `(\w+)` \| ((?:`\w+\.\w+`.*)+) \|$", EVENTS, re.M) for kind in re.findall(r"`(\w+\.\w+)`", row))
+    kinds = dict((kind, category) for category, row in re.findall(r"^\| `(\w+)` \| ((?:`\w+\.[\w-]+`.*)+) \|$", EVENTS, re.M) for kind in re.findall(r"`(\w+\.[\w-]+)`", row))
     assert kinds == KINDS
     named = set(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in EVENTS.splitlines() if line.startswith("| `"))))
     assert set(FIELDS) <= named

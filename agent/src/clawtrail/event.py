@@ -13,9 +13,12 @@ import os
 import re
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import EventError
+
+if TYPE_CHECKING:
+    from .redact import Redactor
 
 VERSION = 1
 LINE_MAX = 40 * 1024  #: bytes of what a producer decides; with the fixed head, header and structured data a frame stays below 48 KiB
@@ -36,7 +39,7 @@ KINDS: dict[str, str] = {
     "approval.request": "policy", "approval.result": "policy", "policy.decision": "policy", "auth.login": "policy",
     "config.change": "config",
     "system.start": "system", "system.heartbeat": "system", "system.checkpoint": "system", "system.drop": "system",
-    "system.verdict": "system", "system.stop": "system",
+    "system.spool-damage": "system", "system.verdict": "system", "system.stop": "system",
     "log.record": "log",
 }  # fmt: skip
 OUTCOMES = frozenset({"attempt", "success", "failure", "denied", "unknown"})
@@ -168,6 +171,20 @@ def dumps(value: Any) -> str:
     return _CONTROL.sub(lambda m: f"\\u{ord(m[0]):04x}", out) if _CONTROL.search(out) else out
 
 
+def encode(kind: str, outcome: str, fields: dict[str, Any], redactor: Redactor) -> tuple[dict[str, Any], str]:
+    """An event as its producer decides it, checked and without its secrets.
+
+    Returns the body (`kind`, `category`, `outcome`, `session`, `run` and the given groups, in the order of FIELDS)
+    and its JSON: one line of at most LINE_MAX bytes of UTF-8, from `{"kind":` to `}`. Where the two differ, the JSON
+    is what counts: its long strings are cut.
+
+    Raises EventError as `body` does.
+    """
+    whole = body(kind, outcome, fields)
+    redactor.event(whole)
+    return whole, fit(whole)
+
+
 def fit(event: dict[str, Any]) -> str:
     """The event as JSON of at most LINE_MAX bytes, its strings of at most LEAF_MAX characters.
 
@@ -198,3 +215,11 @@ def content(redacted: str, size: int, **more: Any) -> dict[str, Any]:
         "excerpt": cut(text(redacted)),
     }
     return group | {k: v for k, v in more.items() if v is not None}
+
+
+def log_content(redacted: str, size: int, **more: Any) -> dict[str, Any]:
+    """The `content` group of a plain log line: as `content`, without the hash of a text that stands there as a whole."""
+    whole = text(redacted)
+    if len(whole) > LEAF_MAX:
+        return content(whole, size, **more)
+    return {"size": size, "excerpt": whole} | {k: v for k, v in more.items() if v is not None}

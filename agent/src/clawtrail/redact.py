@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from .event import SCAN_MAX, cut
+from .event import SCAN_MAX, cut, dumps
 
 _G = r"(?<![A-Za-z0-9_-])"  # a token does not begin inside a word
 
@@ -82,6 +82,7 @@ _SECRET_KEYS = (
     "password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey",
     "credentials", "authorization", "cookie",
 )  # fmt: skip
+_NEVER_SECRET = ("kind", "category", "outcome", "duration_us")
 _MARK = re.compile(r"\[redacted:[a-z-]{1,32}:[0-9a-f]{8}\]")
 
 
@@ -130,6 +131,25 @@ class Redactor:
 
     def fingerprint(self, secret: str) -> str:
         return hmac.new(self._key, secret.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:8]
+
+    def event(self, body: dict[str, Any]) -> None:
+        """Takes the secrets out of an event's body, in place, and tells in its `content` what was taken.
+
+        Never raises: of an event that could not be redacted only its size and that fact are left.
+        """
+        found, written = Found(), {k: v for k, v in body.items() if k not in _NEVER_SECRET}
+        try:
+            body.update((name, self.value(value, found)) for name, value in written.items())
+        except Exception as e:
+            for name in written:
+                del body[name]
+            body.update(session=None, run=None)
+            body["content"] = {"size": len(dumps(written).encode())}
+            body["error"] = {"type": "redaction", "message": f"the redactor failed: {type(e).__name__}"}
+            return
+        if found.count:
+            content = body.get("content")
+            body["content"] = _with_redactions(content if isinstance(content, dict) else {"excerpt": content} if content else {}, found)
 
     def value(self, value: Any, found: Found, key: str = "") -> Any:
         """The value, as deep as it goes, without its secrets; what was removed is added to `found`."""
@@ -216,3 +236,15 @@ class Redactor:
 def _is_secret_key(key: str) -> bool:
     plain = re.sub(r"[^a-z]", "", key.lower())
     return plain.endswith(_SECRET_KEYS) and not plain.endswith(("nextpagetoken", "pagetoken"))
+
+
+def _with_redactions(content: dict[str, Any], found: Found) -> dict[str, Any]:
+    """The content group with what was removed from this event, beside what its producer removed from the text before."""
+    before = Found()
+    if isinstance(given := content.get("redactions"), int):
+        before.count = given
+    before.classes, before.fps = (str(content.get(k, "")).split() for k in ("classes", "fps"))
+    if set(found.fps) <= set(before.fps) and set(found.classes) <= set(before.classes):
+        return content
+    before.merge(found)
+    return {**content, **before.fields()}
