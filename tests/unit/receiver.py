@@ -1,4 +1,4 @@
-"""A receiver for RFC 5425 frames that runs in this process, and misbehaves on request.
+"""What the package's own receiver is checked with, and what else may stand at the other end.
 
 The parser in here was written from RFC 5424 and RFC 5425 alone. It shares nothing with `clawtrail.syslog`, so that
 the two have to agree about what is on the wire.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import select
 import socket
-import ssl
-import struct
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from clawtrail import testing
 
 
 @dataclass
@@ -119,144 +118,22 @@ def split_frames(data: bytes) -> tuple[list[bytes], bytes]:
         at = end
 
 
-class Receiver:
-    """Mutual TLS on 127.0.0.1; one thread accepts, one thread per connection reads.
+class StrictFrames:
+    """One connection's bytes as they come."""
 
-    `hang`: connections are accepted and never read. `reset_after`: the connection is reset after so many bytes.
-    Both may be set and taken back at any time. `kill()` resets everything, `start()` comes back on the same port.
-    """
+    def __init__(self) -> None:
+        self.rest = b""
 
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None, tls: ssl.TLSVersion | None = None) -> None:
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.load_cert_chain(certificate, key)
-        if client_ca:
-            self.context.verify_mode = ssl.CERT_REQUIRED
-            self.context.load_verify_locations(client_ca)
-        if tls:
-            self.context.minimum_version = self.context.maximum_version = tls
-        self.host, self.port = "127.0.0.1", 0
-        self.hang = False
-        self.reset_after: int | None = None
-        self.raw: list[bytes] = []  #: every message as it came, duplicates too
-        self.connections = 0
-        self.handshakes_failed: list[str] = []
-        self.subjects: list[str] = []
-        self.clean_ends = 0
-        self.failures: list[BaseException] = []
-        self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        self._listener: socket.socket | None = None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self.host, self.port
-
-    @property
-    def messages(self) -> list[Message]:
-        with self._lock:
-            raw = list(self.raw)
-        return [parse_message(r) for r in raw]
-
-    def events(self, kind: str | None = None) -> list[dict]:
-        """The events, each once, in the order of their first arrival."""
-        found: dict[tuple[str, int], dict] = {}
-        for event in [m.event for m in self.messages]:
-            found.setdefault((event["epoch"], event["seq"]), event)
-        return [e for e in found.values() if kind is None or e["kind"] == kind]
-
-    def start(self) -> Receiver:
-        self._stop = threading.Event()
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self.host, self.port))
-        listener.listen(16)
-        self.port = listener.getsockname()[1]
-        self._listener = listener
-        self._spawn(self._accept, listener, self._stop)
-        return self
-
-    def kill(self) -> None:
-        """Every connection is reset, what was not read yet is lost, nobody listens any more."""
-        self._stop.set()
-        if self._listener:
-            self._listener.close()
-            self._listener = None
-        for thread in self._threads:
-            thread.join(10)
-        assert not any(t.is_alive() for t in self._threads)
-        self._threads.clear()
-
-    def _spawn(self, run, *args) -> None:
-        thread = threading.Thread(target=run, args=args, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self, listener: socket.socket, stop: threading.Event) -> None:
-        while not stop.is_set():
-            try:
-                if not select.select([listener], [], [], 0.02)[0]:
-                    continue
-                raw, _ = listener.accept()
-            except (OSError, ValueError):
-                return
-            self._spawn(self._serve, raw, stop)
-
-    def _serve(self, raw: socket.socket, stop: threading.Event) -> None:
-        try:
-            raw.settimeout(5)
-            sock = self.context.wrap_socket(raw, server_side=True, suppress_ragged_eofs=False)
-        except (OSError, ValueError) as e:
-            self.handshakes_failed.append(str(e))
-            raw.close()
-            return
-        try:
-            self.connections += 1
-            subject = dict(pair[0] for pair in (sock.getpeercert() or {}).get("subject", ()))
-            self.subjects.append(subject.get("commonName", ""))
-            self._read(sock, stop)
-        except BaseException as e:  # shown by the fixture: a frame that our own parser refuses fails the test
-            self.failures.append(e)
-        finally:
-            sock.close()
-
-    def _read(self, sock: ssl.SSLSocket, stop: threading.Event) -> None:
-        sock.setblocking(False)
-        rest, count = b"", 0
-        while not stop.is_set():
-            if self.hang:
-                stop.wait(0.01)
-                continue
-            try:
-                data = sock.recv(65536)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                select.select([sock], [], [], 0.02)
-                continue
-            except OSError:
-                return
-            if not data:
-                self.clean_ends += 1
-                sock.setblocking(True)
-                try:
-                    sock.unwrap()
-                except OSError:
-                    pass
-                return
-            count += len(data)
-            if self.reset_after is not None and count >= self.reset_after:
-                data = data[: len(data) - (count - self.reset_after)]
-                reset(sock)
-            frames, rest = split_frames(rest + data)
-            with self._lock:
-                self.raw += frames
-            if sock.fileno() < 0:
-                return
-        reset(sock)
+    def feed(self, data: bytes) -> list[bytes]:
+        frames, self.rest = split_frames(self.rest + data)
+        return frames
 
 
-def reset(sock: socket.socket) -> None:
-    """Ends a connection with RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    socket.socket.close(sock)
+class Receiver(testing.Receiver):
+    """The receiver that ships in the package, with the parser in here: every frame and every message is checked by it."""
+
+    framing = StrictFrames
+    parse = staticmethod(parse_message)
 
 
 class PlainListener:
