@@ -18,7 +18,9 @@ _NOT_PRINTUSASCII = re.compile(r"[^\x21-\x7e]")
 _SD_NAME = re.compile(r"""[!#-<>-\\^-~]{1,32}""")
 _OWN_SD_ID = re.compile(r"""(?=.{3,32}\Z)[!#-<>-?A-\\^-~]+@\d+(?:\.\d+)*""", re.ASCII)
 _SD_ESCAPE = str.maketrans({'"': r"\"", "\\": r"\\", "]": r"\]"})
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]")
+_UNWANTED = "\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff"
+_CONTROL = re.compile(f"[{_UNWANTED}]")
+_NOT_AS_IS = re.compile(rf"""[{_UNWANTED}"\\\]]""")
 _HEADER = re.compile(rb"<(\d{1,3})>1 ([!-~]{1,32}) ([!-~]{1,255}) ([!-~]{1,48}) ([!-~]{1,128}) ([!-~]{1,32}) ")
 _TIME = re.compile(  # section 6.2.3: upper case, no leap second, at most microseconds
     r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
@@ -48,7 +50,7 @@ def _written(params: Iterable[tuple[str, str]]) -> str:
 
 
 def _param_value(value: str) -> str:
-    return _CONTROL.sub(" ", value).translate(_SD_ESCAPE)
+    return _CONTROL.sub(" ", value).translate(_SD_ESCAPE) if _NOT_AS_IS.search(value) else value
 
 
 def _param_name(name: str) -> str:
