@@ -6,7 +6,7 @@ override Q := $(value Q)
 override ARGS := $(value ARGS)
 export Q ARGS SINCE S TAIL YES ENV_FILE REGISTRY
 
-.PHONY: help up demo query status logs password down clean test
+.PHONY: help up demo query status logs password down clean test bench
 
 help: ## this list
 	@awk -F ' *## *' '/^[a-z]+:.*## / {split($$1, target, ":"); printf "make %-10s %s\n", target[1], $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,3 +37,6 @@ clean: ## delete everything of this project, after naming it and asking (YES=1: 
 
 test: ## all tests, on stacks of their own: make test ARGS='-k spoof'
 	@scripts/test.sh
+
+bench: ## the handler beside its peers, in figures: make bench ARGS='-k emit'
+	@scripts/bench.sh
