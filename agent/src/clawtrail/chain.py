@@ -18,18 +18,25 @@ class Chain:
 
     def __init__(self) -> None:
         self.epoch = uuid7()
-        self.seq = 0
+        self.seq = 0  #: the last number that was taken
         self.prev = FIRST
 
-    def link(self, head: str, tail: str) -> bytes:
-        """The finished line.
+    def line(self, head: str, tail: str) -> bytes:
+        """The line of the next number; it counts when it is linked.
 
         `head` is JSON up to and without the epoch (`{"v":1,…,`), `tail` what follows `prev` (`"kind":…}`).
         """
-        self.seq += 1
-        line = f'{head}"epoch":"{self.epoch}","seq":{self.seq},"prev":"{self.prev}",{tail}'.encode()
+        return f'{head}"epoch":"{self.epoch}","seq":{self.seq + 1},"prev":"{self.prev}",{tail}'.encode()
+
+    def link(self, line: bytes) -> None:
+        """Takes the next number for this line."""
         self.prev = hashlib.sha256(line).hexdigest()
-        return line
+        self.seq += 1
+
+    def skip(self) -> int:
+        """Takes the next number for an event that is lost: the gap is what shows it."""
+        self.seq += 1
+        return self.seq
 
     def __repr__(self) -> str:
         return f"<Chain epoch={self.epoch} seq={self.seq}>"

@@ -14,7 +14,27 @@ class EventError(ClawtrailError, ValueError):
 
 
 class QueueFull(ClawtrailError):
-    """The queue stayed full for the configured time; the event was not accepted."""
+    """There was no room for the configured time; the event was not accepted."""
+
+
+class SpoolError(ClawtrailError):
+    """The spool cannot be used: an input/output error, a folder that cannot be made. The message names the file."""
+
+
+class SpoolFull(SpoolError):
+    """There is no room in the spool.
+
+    Attributes:
+        reason: `quota` or `disk-full`.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class SpoolLocked(SpoolError):
+    """A living process holds this spool."""
 
 
 class TransportError(ClawtrailError):

@@ -7,26 +7,37 @@ import atexit
 import contextvars
 import os
 import platform
+import re
 import socket
 import sys
 import threading
 import time
 import weakref
+import zlib
+from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from . import __version__, event, syslog
+from .action import Action
 from .chain import Chain
-from .errors import ConfigurationError, EventError, QueueFull
-from .queue import MemoryQueue
-from .redact import Found, Redactor
+from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
+from .outbox import Outbox
+from .proof import HTTPSWatermark, Watermark
+from .redact import Redactor
 from .shipper import Shipper
-from .transport import Deadlines, TLSFiles
+from .spool import Damage
+from .transport import TLS, Deadlines, TLSFiles
 
+ADOPT = 60.0  #: seconds between two looks for what dead processes left
+DURABILITIES = ("disk", "write", "memory")
+POLICIES = ("block", "fail", "drop")
+PROOFS = ("window", "barrier")
 _SEVERITY = {"failure": 4, "denied": 4, "unknown": 5}  # RFC 5424 section 6.2.1; everything else: 6, informational
-_NEVER_SECRET = ("kind", "category", "outcome", "duration_us")
+_WAIT = 0.05  # seconds between two looks for room
 _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("clawtrail_context", default={})
+_taps: set[Callable[[bytes], None]] = set()  #: called with each line after it was accepted; see `testing.capture`
 
 
 @contextmanager
@@ -43,9 +54,12 @@ def context(**fields: Any) -> Iterator[None]:
         _context.reset(token)
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """What `record()` returns: the event is accepted. `line` is the event as it is sent and stored."""
+class Receipt(NamedTuple):
+    """What `record()` returns: the event is accepted. `line` is the event as it is sent and stored.
+
+    `seq` 0 and an empty `line`: it was recorded by a signal handler in the middle of another `record()`, right after
+    that one. An empty `line` alone: the policy `drop` let it go; the number is spent, and reported.
+    """
 
     id: str
     epoch: str
@@ -53,48 +67,97 @@ class Receipt:
     line: bytes
 
 
+class _Draft(NamedTuple):
+    """An event before it has a number."""
+
+    id: str
+    moment: str
+    claim: str
+    head: str
+    tail: str
+    severity: int
+    kind: str
+    params: tuple[tuple[str, str], ...]
+
+
 class Recorder:
-    """Redacts, numbers, chains, frames and queues events; a thread ships them over mutual TLS.
+    """Redacts, numbers, chains and spools events; a thread ships them over mutual TLS.
 
     Args:
-        address: (host, port) of an RFC 5425 receiver.
+        address: (host, port) of an RFC 5425 receiver, or a list of such pairs, the preferred one first.
         tls: the certificate files, or the folder that `clawtrail setup` made for this client.
         agent: the name the events claim; the receiver compares it with the client certificate's common name.
         server_hostname: the name in the receiver's certificate, when it is not the host.
-        queue_bytes: bytes of frames held while the receiver is away.
-        full_timeout: seconds that `record()` waits for room in a full queue before it raises QueueFull.
+        minimum_version: "TLSv1.3", or "TLSv1.2" with AEAD ciphers only.
+        spool: folder of the spools of all agents on this host; else $CLAWTRAIL_SPOOL, else clawtrail/spool below
+            $XDG_STATE_HOME or ~/.local/state. Each process life has a folder of its own in there, and takes over what
+            dead ones of the same agent left.
+        durability: what `record()` has done when it returns: `disk` synced it, `write` handed it to the kernel, so that
+            it survives the process, `memory` queued it.
+        quota: bytes of the spool at most, proven events that are still kept included.
+        when_full: `block` waits at most `full_timeout` seconds (in an event loop: not at all) and then raises,
+            `fail` raises at once, `drop` loses the event; its number is spent, counted and reported.
+        retain: seconds that proven events are kept.
+        proof: `window`, `barrier`, or the https URL of a watermark service, or a `proof.Watermark`; see `outbox`.
+        window: bytes of sent events that are sent again after a break; half of the quota at most.
+        heartbeat: seconds between two `system.heartbeat` events, 0 for none.
         fingerprint_key: key of the redactor's fingerprints; see `redact.Redactor`.
+        facility, sd_id: see `syslog.Header`.
 
     Raises ConfigurationError at once for wrong settings; an absent receiver is no error.
     """
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: tuple[str, int] | Sequence[tuple[str, int]],
         tls: TLSFiles | str | os.PathLike[str],
         *,
         agent: str,
         agent_type: str = "python",
         agent_version: str = "",
         server_hostname: str | None = None,
-        queue_bytes: int = 64 << 20,
+        minimum_version: object = "TLSv1.3",
+        spool: str | os.PathLike[str] | None = None,
+        durability: str = "write",
+        quota: int = 256 << 20,
+        when_full: str = "block",
         full_timeout: float = 5.0,
+        retain: float = 86400.0,
+        proof: str | Watermark = "window",
+        window: int | None = None,
+        heartbeat: float = 30.0,
         fingerprint_key: bytes | None = None,
         facility: int = syslog.FACILITY,
         sd_id: str = syslog.SD_ID,
         deadlines: Deadlines = Deadlines(),
     ) -> None:
-        host, port = address
         if not agent:
             raise ConfigurationError("agent is empty; expected the name in the client certificate")
-        if not isinstance(host, str) or not host or not isinstance(port, int) or not 0 < port < 65536:
-            raise ConfigurationError(f"address {address!r}; expected (host, port), for example ('logs.example', 6514)")
-        files = tls if isinstance(tls, TLSFiles) else TLSFiles.bundle(tls)
-        self._context = files.context()
-        self.address, self.agent = (host, port), agent
+        _one_of("durability", durability, DURABILITIES)
+        _one_of("when_full", when_full, POLICIES)
+        if quota < 1 << 16:
+            raise ConfigurationError(f"quota {quota}; expected bytes, at least 65536")
+        if window is not None and not 0 <= window <= quota // 2:
+            raise ConfigurationError(f"window {window}; expected bytes, at most half of the quota ({quota // 2})")
+        self.endpoints = _endpoints(address)
+        self.agent, self.durability, self.when_full, self.full_timeout = agent, durability, when_full, full_timeout
+        self._tls = TLS(tls, server_hostname, minimum_version)
+        self.proof = proof if isinstance(proof, str) else type(proof).__name__
+        self._proof = HTTPSWatermark(proof, self._tls) if isinstance(proof, str) and "://" in proof else proof
+        if isinstance(self._proof, str):
+            _one_of("proof", self._proof, PROOFS)
+        self.folder = None if durability == "memory" else spool_folder(spool, agent)
         self.redactor = Redactor(fingerprint_key)
-        self._server_hostname, self._deadlines = server_hostname, deadlines
-        self._queue_bytes, self._full_timeout = queue_bytes, full_timeout
+        self.health: Callable[[], Mapping[str, Any]] = dict  #: what a heartbeat tells beside the counters
+        self._outbox_options = {
+            "folder": self.folder,
+            "durable": durability == "disk",
+            "quota": quota,
+            "retain": retain,
+            "window": min(8 << 20, quota // 2) if window is None else window,
+            "overlap": self._proof == "barrier",
+        }
+        self._deadlines, self._heartbeat = deadlines, heartbeat
         self._facility, self._sd_id = facility, sd_id
         self._host = platform.node() or socket.gethostname() or "localhost"
         named = {"name": event.text(agent), "type": agent_type}
@@ -102,18 +165,26 @@ class Recorder:
             named["version"] = agent_version
         self._identity = f'"agent":{event.dumps(named)},"host":{event.dumps({"name": self._host, "boot": _boot_id()})},'
         self._start()
+        self._header(agent)  # a facility or an SD-ID that is none shows now
         _live.add(self)
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = False  # this thread stores an event: whoever comes now came by a signal or a finalizer
+        self._deferred: deque[_Draft] = deque()
         self._pid = os.getpid()
         self._chain = Chain()
-        self._queue = MemoryQueue(self._queue_bytes)
-        self._shipper = Shipper(self._queue, self.address, self._context, self._server_hostname, self._deadlines)
+        self._headers: dict[str, syslog.Header] = {}
+        self._outbox = Outbox(**self._outbox_options)  # type: ignore[arg-type]
+        self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick)
         self._closed = False
-        self.accepted = 0
+        self.accepted = self.accepted_bytes = self.damaged = 0
         self.dropped: dict[str, int] = {}
-        self._unreported: dict[str, Any] = {}
+        self.refused: dict[str, int] = {}
+        self._losses: dict[str, dict[str, Any]] = {}  # by reason: what is not reported yet
+        self._told = False  # the receiver is told that the spool is full
+        self._next_beat = time.monotonic() + self._heartbeat
+        self._next_adopt = 0.0
 
     # -- recording ---------------------------------------------------------------------------------------------
 
@@ -126,149 +197,305 @@ class Recorder:
             fields: the event's groups, for example `session="…"`, `tool={"name": "exec"}`, `params={…}`;
                 `time` is the moment in seconds since the epoch, now unless given.
 
-        Raises EventError for a bad event, QueueFull when the queue has no room; in both cases nothing is recorded,
-        and the second is counted and reported by a `system.drop` event as soon as there is room.
+        In a running event loop it never waits: with durability `disk` the event is then handed to the kernel, and
+        `await arecord(…)` is what waits for the disk.
+
+        Raises EventError for a bad event, QueueFull when there was no room; in both cases nothing is recorded, and the
+        second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed.
         """
-        moment = _moment(fields.pop("time", None))
-        claim = event.written(fields.pop("claim", None) or self.agent)
-        ambient = _context.get()
-        body = event.body(kind, outcome, {**ambient, **fields} if ambient else fields)
-        self._redact(body)
-        return self._accept(body, moment, claim)
-
-    def _redact(self, body: dict[str, Any]) -> None:
-        found, written = Found(), {k: v for k, v in body.items() if k not in _NEVER_SECRET}
-        try:
-            body.update((name, self.redactor.value(value, found)) for name, value in written.items())
-        except Exception as e:  # what could not be redacted is not stored: its size and the fact are
-            for name in written:
-                del body[name]
-            body.update(session=None, run=None)
-            body["content"] = {"size": len(event.dumps(written).encode())}
-            body["error"] = {"type": "redaction", "message": f"the redactor failed: {type(e).__name__}"}
-            return
-        if found.count:
-            content = body.get("content")
-            body["content"] = _with_redactions(content if isinstance(content, dict) else {"excerpt": content} if content else {}, found)
-
-    def _accept(self, body: dict[str, Any], moment: str, claim: str) -> Receipt:
-        ident = event.uuid7()
-        tail = event.fit(body)[1:]
-        head = f'{{"v":{event.VERSION},"id":"{ident}","ts":"{moment}",{self._identity}'
-        size = len(head) + len(tail) + 1024
-        if not self._queue.has_room(size):
-            self._wait_for_room(size)
-        with self._lock:
-            if self._closed:
-                self._drop("closed", moment)
-                raise QueueFull("the recorder is closed; the event was not accepted")
-            if self._chain.seq == 0:
-                _unclosed.add(self)
-                self._append_own("system.start", moment, health={"library": f"clawtrail {__version__}", "pid": self._pid})
-            if self._unreported:
-                report, self._unreported = self._unreported, {}
-                self._append_own("system.drop", moment, "failure", dropped=report)
-            line = self._append(body, head, tail, moment, claim)
-            receipt = Receipt(ident, self._chain.epoch, self._chain.seq, line)
-        self._shipper.wake()
+        draft = self._draft(kind, outcome, fields)
+        receipt = self._accept(draft)
+        if isinstance(receipt, SpoolError):
+            receipt = self._without_room(draft, receipt)
+        if self.durability == "disk" and not _in_event_loop():
+            self._outbox.sync(receipt.seq)
         return receipt
 
-    def _append_own(self, kind: str, moment: str, outcome: str = "success", **fields: Any) -> None:
-        body = event.body(kind, outcome, fields)
-        head = f'{{"v":{event.VERSION},"id":"{event.uuid7()}","ts":"{moment}",{self._identity}'
-        self._append(body, head, event.fit(body)[1:], moment, self.agent)
+    async def arecord(self, kind: str, outcome: str = "success", **fields: Any) -> Receipt:
+        """As `record`; waits for room and for the disk without holding up the event loop."""
+        draft = self._draft(kind, outcome, fields)
+        deadline = time.monotonic() + self.full_timeout
+        while isinstance(receipt := self._accept(draft), SpoolFull) and self.when_full == "block" and time.monotonic() < deadline:
+            await asyncio.sleep(_WAIT)
+        if isinstance(receipt, SpoolError):
+            receipt = self._no_room(draft, receipt)
+        if self.durability == "disk":
+            await asyncio.get_running_loop().run_in_executor(None, self._outbox.sync, receipt.seq)
+        return receipt
 
-    def _append(self, body: dict[str, Any], head: str, tail: str, moment: str, claim: str) -> bytes:
-        line = self._chain.link(head, tail)
-        self._queue.append(self._frame(body, line, moment, claim))
-        self.accepted += 1
-        return line
+    def action(self, name: str | None = None, *, kind: str = "tool.call", result: str = "tool.result", **fields: Any) -> Action:
+        """Records an attempt before and an outcome after: `with recorder.action("exec", params={…}):`, also `async with`,
+        also as a decorator of a function or coroutine function. What cannot be recorded does not run. See `Action`."""
+        return Action(self, name, kind=kind, result=result, **fields)
 
-    def _frame(self, body: dict[str, Any], line: bytes, moment: str, claim: str) -> bytes:
-        params = {
-            "agent": claim[:255],
-            "epoch": self._chain.epoch,
-            "seq": str(self._chain.seq),
-            "category": body["category"],
-            "outcome": body["outcome"],
-        }
+    def _draft(self, kind: str, outcome: str, fields: dict[str, Any]) -> _Draft:
+        moment = event.timestamp() if "time" not in fields else _moment(fields.pop("time"))
+        claim = event.written(fields.pop("claim", None) or self.agent)
+        if ambient := _context.get():
+            fields = {**ambient, **fields}
+        body, tail = event.encode(kind, outcome, fields, self.redactor)
+        return self._drafted(body, tail, moment, claim)
+
+    def _drafted(self, body: Mapping[str, Any], tail: str, moment: str, claim: str) -> _Draft:
+        ident = event.uuid7()
+        params = [("category", body["category"]), ("outcome", body["outcome"])]
         for key, value in (
             ("session", body["session"]),
             ("run", body["run"]),
-            ("tool", _member(body, "tool")),
-            ("credential", _member(body, "credential")),
+            ("tool", _name(body.get("tool"))),
+            ("credential", _name(body.get("credential"))),
         ):
             if value:
-                params[key] = value
-        return syslog.frame(
-            syslog.message(
-                line,
-                severity=_severity(body),
-                time=moment,
-                host=self._host,
-                app=claim,
-                procid=str(self._pid),
-                msgid=body["kind"],
-                sd=syslog.structured_data(params, self._sd_id),
-                facility=self._facility,
-            )
-        )
+                params.append((key, value))
+        head = f'{{"v":{event.VERSION},"id":"{ident}","ts":"{moment}",{self._identity}'
+        return _Draft(ident, moment, claim, head, tail[1:], _severity(body), body["kind"], tuple(params))
 
-    def _wait_for_room(self, size: int) -> None:
-        timeout = 0.0 if _in_event_loop() else self._full_timeout
-        if not self._queue.wait_for_room(size, timeout):
-            with self._lock:
-                self._drop("queue-full", event.timestamp())
-            raise QueueFull(
-                f"the queue is full: {self._queue.size} bytes wait for {self.address[0]}:{self.address[1]} "
-                f"({self._shipper.last_error or 'connected'}); the event was not accepted"
-            )
+    def _accept(self, draft: _Draft) -> Receipt | SpoolError:
+        """Gives the event its number and stores it; the error when it could not be stored."""
+        with self._lock:
+            if self._busy:
+                self._deferred.append(draft)
+                return Receipt(draft.id, self._chain.epoch, 0, b"")
+            self._busy = True
+            try:
+                receipt = self._store(draft)
+            except SpoolError as e:
+                return e
+            finally:
+                self._busy = False
+                while self._deferred:
+                    self._catch_up(self._deferred.popleft())
+        self._shipper.wake()
+        for tap in list(_taps) if _taps else ():
+            tap(receipt.line)
+        return receipt
 
-    def _drop(self, reason: str, moment: str) -> None:
+    def _catch_up(self, draft: _Draft) -> None:
+        receipt = self._accept(draft)
+        if isinstance(receipt, SpoolError):
+            self._drop(_reason(receipt))
+
+    def _store(self, draft: _Draft) -> Receipt:
+        if self._outbox.own is None:
+            if self._closed:
+                raise SpoolFull("the recorder is closed; the event was not accepted", "closed")
+            self._outbox.open(self._chain.epoch)
+            _unclosed.add(self)
+        if self._chain.seq == 0:
+            self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
+        if self._closed:
+            raise SpoolFull("the recorder is closed; the event was not accepted", "closed")
+        if self._losses:
+            self._report_losses()
+        receipt = self._append(draft)
+        self._told = False
+        return receipt
+
+    def _append(self, draft: _Draft, reserved: bool = False) -> Receipt:
+        chain = self._chain
+        line = chain.line(draft.head, draft.tail)
+        seq = chain.seq + 1
+        header = self._headers.get(draft.claim) or self._header(draft.claim)
+        frame = header.frame(line, seq, draft.severity, draft.moment, draft.kind, draft.params)
+        try:
+            self._outbox.append(seq, frame, reserved)
+        finally:
+            if self._outbox.own is not None and self._outbox.own.last == seq:  # also when a signal's exception came in between
+                chain.link(line)
+                self.accepted += 1
+                self.accepted_bytes += len(frame)
+        return Receipt(draft.id, chain.epoch, seq, line)
+
+    def _append_own(self, kind: str, outcome: str = "success", reserved: bool = False, **fields: Any) -> None:
+        body, tail = event.encode(kind, outcome, fields, self.redactor)
+        self._append(self._drafted(body, tail, event.timestamp(), self.agent), reserved)
+
+    def _header(self, claim: str) -> syslog.Header:
+        if len(self._headers) > 1000:
+            self._headers.clear()
+        header = syslog.Header(self._host, claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
+        self._headers[claim] = header
+        return header
+
+    # -- without room ------------------------------------------------------------------------------------------
+
+    def _without_room(self, draft: _Draft, error: SpoolError) -> Receipt:
+        deadline = time.monotonic() + (self.full_timeout if self.when_full == "block" and not _in_event_loop() else 0.0)
+        while isinstance(error, SpoolFull) and error.reason != "closed" and (left := deadline - time.monotonic()) > 0:
+            self._outbox.wait_for_room(min(left, _WAIT))
+            receipt = self._accept(draft)
+            if isinstance(receipt, Receipt):
+                return receipt
+            error = receipt
+        return self._no_room(draft, error)
+
+    def _no_room(self, draft: _Draft, error: SpoolError) -> Receipt:
+        reason = _reason(error)
+        with self._lock:
+            if self.when_full == "drop" and reason != "closed":
+                return Receipt(draft.id, self._chain.epoch, self._drop(reason), b"")
+            self.refused[reason] = self.refused.get(reason, 0) + 1
+            self._note(reason)
+        if not isinstance(error, SpoolFull):
+            raise error
+        why = self._shipper.last_error or "connected"
+        raise QueueFull(str(error) if reason == "closed" else f"{error} ({why}); the event was not accepted")
+
+    def lost(self, reason: str) -> None:
+        """The caller lets go of an event that `record()` refused: it takes a number that is missing from then on."""
+        with self._lock:
+            if self.refused.get(reason):
+                self.refused[reason] -= 1
+                self._losses[reason]["n"] -= 1
+                if not self.refused[reason]:
+                    del self.refused[reason]
+            self._drop(reason)
+
+    def _drop(self, reason: str) -> int:
+        seq = self._chain.skip()
+        self.accepted += 1
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        report = self._unreported or {"n": 0, "reason": reason, "from": moment}
-        report["n"] += 1
-        self._unreported = report
+        self._note(reason, seq)
+        return seq
+
+    def _note(self, reason: str, seq: int = 0) -> None:
+        now = event.timestamp()
+        loss = self._losses.setdefault(reason, {"n": 0, "reason": reason, "from": now})
+        loss["n"] += 1
+        loss["to"] = now
+        if seq:
+            loss.setdefault("first", seq)
+            loss["last"] = seq
+        if not self._told and not self._closed and not self._busy and self._chain.seq:  # the reserve has room for this one
+            self._told = self._busy = True
+            try:
+                self._report_losses(reserved=True)
+            except SpoolError:
+                pass
+            finally:
+                self._busy = False
+
+    def _report_losses(self, reserved: bool = False) -> None:
+        for reason, loss in list(self._losses.items()):
+            if loss["n"] > 0:
+                self._append_own("system.drop", "failure", reserved, dropped=loss)
+            del self._losses[reason]
+
+    # -- the shipper's thread ----------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        damage = self._outbox.damage
+        if now >= self._next_adopt:
+            self._next_adopt = now + ADOPT
+            damage += self._outbox.adopt()
+        for one in damage:
+            self._report_damage(one)
+        if self._heartbeat and now >= self._next_beat:
+            self._next_beat = now + self._heartbeat
+            self._own("system.heartbeat", health=self._pulse())
+
+    def _report_damage(self, one: Damage) -> None:
+        self.damaged += 1
+        lost = {"epoch": one.epoch, "segment": one.segment, "reason": one.reason, "first": one.first}
+        if one.last is not None:
+            lost |= {"last": one.last, "n": one.lost or one.last - one.first + 1}
+        if one.end:
+            lost |= {"start": one.start, "end": one.end}
+        if one.epoch == self._chain.epoch:
+            with self._lock:
+                self.dropped["spool-damage"] = self.dropped.get("spool-damage", 0) + one.lost
+        self._own("system.spool-damage", "failure", dropped=lost)
+
+    def _pulse(self) -> dict[str, Any]:
+        stats = self.stats()
+        pulse = {k: stats[k] for k in ("accepted", "proven", "spooled", "resent", "reconnects", "last_error", "proof", "spool_bytes", "sent_bytes")}
+        for name in ("dropped", "refused"):
+            pulse[name] = sum(stats[name].values())
+        return {**pulse, "oldest_unproven_seconds": int(stats["oldest_unproven_seconds"]), **self.health()}
+
+    def _own(self, kind: str, outcome: str = "success", **fields: Any) -> None:
+        """An event about the trail itself: never waits; without room it is counted as lost."""
+        body, tail = event.encode(kind, outcome, fields, self.redactor)
+        receipt = self._accept(self._drafted(body, tail, event.timestamp(), self.agent))
+        if isinstance(receipt, SpoolError):
+            with self._lock:
+                self._drop(_reason(receipt))
 
     # -- state -------------------------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
-        """Counters: accepted = proven + queued at every moment; dropped by reason; connected, connects, resent, last_error."""
+        """Counters of this process life. At every moment: accepted = proven + spooled + all that was dropped.
+
+        accepted, proven, spooled, unsent, resent, adopted (events that dead processes left): events; `unsent` counts
+        those of dead processes too. dropped, refused: events by reason; a refused one raised an error and has no
+        number. damaged: ranges of a spool. spool_bytes, accepted_bytes, sent_bytes: bytes. connects, reconnects:
+        connections. `proof`: what "proven" means; `proof_error`: why the watermark service does not answer.
+        """
+        shipper, outbox = self._shipper, self._outbox
         with self._lock:
-            queued = len(self._queue)
+            own = outbox.own
+            appended, proven = (own.appended, own.released) if own else (0, 0)
             return {
                 "agent": self.agent,
                 "epoch": self._chain.epoch,
                 "accepted": self.accepted,
-                "proven": self.accepted - queued,
-                "queued": queued,
-                "unsent": self._queue.unsent,
-                "queue_bytes": self._queue.size,
+                "proven": proven,
+                "spooled": appended - proven,
+                "unsent": outbox.unsent,
                 "dropped": dict(self.dropped),
-                "connected": self._shipper.connected,
-                "connects": self._shipper.connects,
-                "resent": self._shipper.resent,
-                "last_error": self._shipper.last_error,
-                "proof": "window",
+                "refused": dict(self.refused),
+                "adopted": outbox.adopted,
+                "damaged": self.damaged,
+                "resent": shipper.resent,
+                "connects": shipper.connects,
+                "reconnects": max(0, shipper.connects - 1),
+                "connected": shipper.connected,
+                "endpoint": shipper.endpoint,
+                "last_error": shipper.last_error,
+                "oldest_unproven_seconds": round(outbox.oldest(), 1),
+                "spool_bytes": outbox.used,
+                "accepted_bytes": self.accepted_bytes,
+                "sent_bytes": shipper.sent_bytes,
+                "proof": self.proof,
+                "proof_error": shipper.proof_error,
+                "durability": self.durability,
             }
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Waits until nothing is unsent, at most `timeout` seconds. True: everything was handed to the connection."""
         deadline = time.monotonic() + timeout
-        while self._queue.unsent and time.monotonic() < deadline:
+        while self._outbox.unsent and time.monotonic() < deadline:
             time.sleep(0.005)
-        return not self._queue.unsent
+        return not self._outbox.unsent
+
+    async def aflush(self, timeout: float = 5.0) -> bool:
+        """As `flush`, without holding up the event loop."""
+        deadline = time.monotonic() + timeout
+        while self._outbox.unsent and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        return not self._outbox.unsent
 
     def close(self, timeout: float = 3.0) -> bool:
-        """Records `system.stop`, sends what waits, closes. Bounded by `timeout` seconds. True: the receiver has read all."""
+        """Records `system.stop`, sends what waits, closes. Bounded by `timeout` seconds. True: the receiver has read all.
+
+        What a receiver that is away did not get stays in the spool for the next process; then there is nothing to wait for.
+        """
         with self._lock:
             if self._closed:
-                return len(self._queue) == 0
-            if self._chain.seq:
-                self._append_own("system.stop", event.timestamp(), health={"reason": "close"})
+                return not self._outbox.unproven
+            if self._outbox.own is not None:
+                try:
+                    if self._losses:
+                        self._report_losses(reserved=True)
+                    self._append_own("system.stop", reserved=True, health={"reason": "close"})
+                except SpoolError as e:
+                    print(f"clawtrail: {e}", file=sys.stderr)
             self._closed = True
         _live.discard(self)
         _unclosed.discard(self)
+        if self.folder is not None and self._shipper.last_error:
+            timeout = min(timeout, 0.25)
         return self._shipper.close(timeout)
 
     def __enter__(self) -> Recorder:
@@ -281,9 +508,45 @@ class Recorder:
         return f"<Recorder agent={self.agent} accepted={self.accepted} {self._shipper!r}>"
 
     def _after_fork(self) -> None:
-        """A child is another process life: its own epoch, queue and connection; the parent ships what the parent recorded."""
+        """A child is another process life: its own epoch, spool and connection; the parent ships what the parent recorded."""
         self._shipper.abandon()
         self._start()
+
+
+def spool_folder(spool: str | os.PathLike[str] | None, agent: str) -> Path:
+    """The folder of an agent's spools, made if need be. Raises ConfigurationError when it cannot be written to."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    root = Path(spool or os.environ.get("CLAWTRAIL_SPOOL") or f"{state}/clawtrail/spool").expanduser().absolute()
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", agent)[:64].lstrip(".") or "_"
+    if name != agent:  # two agents never share a folder
+        name = f"{name}-{zlib.crc32(agent.encode('utf-8', 'surrogatepass')):08x}"
+    folder = root / name
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as e:
+        raise ConfigurationError(
+            f"spool {folder}: {e.strerror}; expected a folder that can be written to (setting spool, or $CLAWTRAIL_SPOOL), "
+            "or durability 'memory', which does not survive the process"
+        ) from None
+    return folder
+
+
+def _endpoints(address: Any) -> list[tuple[str, int]]:
+    pairs = [address] if isinstance(address, (tuple, list)) and len(address) == 2 and isinstance(address[1], int) else address
+    if not isinstance(pairs, (tuple, list)) or not pairs:
+        pairs = [address]
+    for pair in pairs:
+        good = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) and pair[0] and type(pair[1]) is int
+        if not good or not 0 < pair[1] < 65536:
+            raise ConfigurationError(f"address {pair!r}; expected (host, port), for example ('logs.example', 6514)")
+    return [(host, port) for host, port in pairs]
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"{name} {value!r}; expected one of {', '.join(allowed)}")
 
 
 def _moment(seconds: Any) -> str:
@@ -293,26 +556,17 @@ def _moment(seconds: Any) -> str:
         raise EventError(f"time {seconds!r}; expected seconds since the epoch") from None
 
 
-def _with_redactions(content: dict[str, Any], found: Found) -> dict[str, Any]:
-    """The content group with what was removed from this event, beside what its producer removed from the text before."""
-    before = Found()
-    if isinstance(given := content.get("redactions"), int):
-        before.count = given
-    before.classes, before.fps = (str(content.get(k, "")).split() for k in ("classes", "fps"))
-    if set(found.fps) <= set(before.fps) and set(found.classes) <= set(before.classes):
-        return content
-    before.merge(found)
-    return {**content, **before.fields()}
+def _reason(error: SpoolError) -> str:
+    return error.reason if isinstance(error, SpoolFull) else "spool-error"
 
 
-def _member(body: Mapping[str, Any], group: str) -> str | None:
-    value = body.get(group)
-    name = value.get("name") if isinstance(value, dict) else None
+def _name(group: object) -> str | None:
+    name = group.get("name") if isinstance(group, dict) else None
     return name[:255] if isinstance(name, str) else None
 
 
 def _severity(body: Mapping[str, Any]) -> int:
-    level = body.get("log", {}).get("severity") if isinstance(body.get("log"), dict) else None
+    level = body["log"].get("severity") if isinstance(body.get("log"), dict) else None
     return level if isinstance(level, int) and 0 <= level <= 7 else _SEVERITY.get(body["outcome"], 6)
 
 
@@ -348,6 +602,7 @@ def _close_all() -> None:
 def _reset_after_fork() -> None:
     for recorder in list(_live):
         recorder._after_fork()
+    _unclosed.clear()
     if util := sys.modules.get("multiprocessing.util"):
         util.register_after_fork(_close_all, _close_at_end_of_worker)
 

@@ -1,4 +1,4 @@
-"""The thread from the queue to the wire: connects, sends in order, notices every break, resends what is unproven."""
+"""The thread from the outbox to the wire: connects, sends in order, notices every break, resends what is unproven."""
 
 from __future__ import annotations
 
@@ -6,165 +6,307 @@ import logging
 import os
 import random
 import select
-import socket
-import ssl
 import threading
 import time
+from typing import Callable, Sequence
 
-from .errors import TransportError
-from .queue import MemoryQueue
-from .transport import Connection, Deadlines
+from .errors import SpoolError, TransportError
+from .outbox import Outbox
+from .proof import Watermark
+from .transport import TLS, Connection, Deadlines
 
 log = logging.getLogger("clawtrail.shipper")
 
-BATCH = 16 * 1024  #: bytes per write: one TLS record
+BATCH = 64 * 1024  #: bytes that are taken at a time; a write takes one TLS record of them, 16 KiB
+LINGER = 1  #: milliseconds: after something was sent, the next is gathered for so long; when idle it leaves at once
 BACKOFF = (0.4, 15.0)  #: seconds: first and longest wait between two attempts, with full jitter
 BROKEN = 2.0  #: seconds: longest wait after a connection that came up and broke before it was STEADY
 STEADY = 1.0  #: seconds: a connection that lived so long is no failure
+TICK = 1.0  #: seconds between two looks at everything that is not urgent
+BARRIER = (1.0, 5.0, 10_000)  #: a barrier when idle for so long, after so long, or after so many events
+FILES = 5.0  #: seconds between two looks at the certificate files
+FAIL_BACK = 30.0  #: seconds between two attempts to get back to a preferred endpoint
 
 
 class Shipper:
-    """Ships a queue to one receiver. The thread starts with the first `wake()`.
+    """Ships an outbox to the first of its endpoints that answers. The thread starts with the first `wake()`.
 
     Args:
-        queue: where the frames come from.
-        address: (host, port).
-        context: a verifying TLS context.
-        server_hostname: the name that the receiver's certificate must carry; the host unless given.
+        outbox: where the frames come from.
+        endpoints: (host, port), the preferred one first.
+        tls: the identity, and what to verify.
+        proof: `window`, `barrier`, or the service that tells what is stored.
+        tick: called about once a second, in the thread.
     """
 
     def __init__(
         self,
-        queue: MemoryQueue,
-        address: tuple[str, int],
-        context: ssl.SSLContext,
-        server_hostname: str | None = None,
+        outbox: Outbox,
+        endpoints: Sequence[tuple[str, int]],
+        tls: TLS,
         deadlines: Deadlines = Deadlines(),
+        proof: str | Watermark = "window",
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
-        self.queue = queue
-        self.address = address
+        self.outbox, self.endpoints = outbox, list(endpoints)
         self.connected = False
-        self.connects = 0
-        self.resent = 0
-        self.last_error = ""
-        self._context = context
-        self._name = server_hostname or address[0]
-        self._deadlines = deadlines
+        self.endpoint = ""
+        self.connects = self.resent = self.sent_bytes = 0
+        self.last_error = self.proof_error = ""
+        self._tls, self._deadlines, self._proof, self._on_tick = tls, deadlines, proof, tick
         self._connection: Connection | None = None
+        self._polls: list[select.poll] = []
+        self._at = 0  # which endpoint
         self._out = memoryview(b"")
+        self._stored: dict[str, int] = {}
+        self._better: tuple[int, Connection] | None = None
+        self._asking = self._seeking = False
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._idle = True
+        self._lingered = True
         self._stop_by: float | None = None
-        self._wake_r, self._wake_w = _wake_pair()
+        self._bell = Bell()
+        self._next_tick = self._next_look = self._next_seek = 0.0
+        self._moved = self._sent_at = self._barrier_at = 0.0  # since when: bytes move, nothing was sent, no barrier
+
+    # -- the agent's side --------------------------------------------------------------------------------------
 
     def wake(self) -> None:
         """There is something to send. Never blocks, never touches the connection."""
         if self._thread is None:
-            with self._starting:  # the first two events may come from two threads at once
-                if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
-                    thread.start()
-                    self._thread = thread
+            self._start()
         if self._idle:
             self._idle = False
-            self._poke()
+            self._bell.ring()
+
+    def _start(self) -> None:
+        with self._starting:  # the first two events may come from two threads at once
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as e:  # the interpreter is going: what is in the spool is for the next process
+                    self.last_error = str(e)
+                    return
+                self._thread = thread
 
     def close(self, timeout: float) -> bool:
         """Sends what waits, closes with close_notify, ends the thread, all within `timeout` seconds. True: all proven."""
         self._stop_by = time.monotonic() + timeout
-        if self._thread is not None:
-            self._poke()
-            self._thread.join(timeout + 1)
-        if self._thread is None or not self._thread.is_alive():
-            self._wake_r.close()
-            self._wake_w.close()
-        return len(self.queue) == 0
+        if self._thread is None:
+            self._end()
+        else:
+            self._bell.ring()
+            self._thread.join(timeout + 0.2)
+        return not self.outbox.unproven
 
     def abandon(self) -> None:
-        """In a forked child: closes the descriptors; the parent's TLS session is not touched."""
+        """In a forked child: closes the descriptors; the parent's TLS session and spool are not touched."""
         if self._connection is not None:
             self._connection.abort()
-        self._wake_r.close()
-        self._wake_w.close()
+        self.outbox.let_go()
 
-    def _poke(self) -> None:
-        try:
-            self._wake_w.send(b"\0")
-        except OSError:  # full: the thread is woken already; closed: it has ended
-            pass
+    # -- the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        failures, since = 0, 0.0
-        while not self._finished():
-            try:
-                if self._connection is None:
-                    self._connect()
-                    since = time.monotonic()
-                self._turn()
-            except Exception as e:
-                if not isinstance(e, TransportError):  # a bug must not end the shipping of an audit trail
-                    log.exception("shipper failed")
-                first, longest = BACKOFF
-                if self.connected:
-                    longest = min(longest, BROKEN)
-                    failures = 0 if time.monotonic() - since >= STEADY else failures
-                self._broken(str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}")
-                self._pause(min(longest, first * 2 ** min(failures, 10)))
-                failures += 1
-        self._finish()
+        try:
+            failures, since = 0, 0.0
+            while not self._finished():
+                try:
+                    self._tick()
+                    if self._connection is None:
+                        self._connect()
+                        since = time.monotonic()
+                    self._turn()
+                except Exception as e:
+                    if not isinstance(e, TransportError):  # a bug must not end the shipping of an audit trail
+                        log.exception("shipper failed")
+                    first, longest = BACKOFF
+                    if self.connected:
+                        longest = min(longest, BROKEN)
+                        failures = 0 if time.monotonic() - since >= STEADY else failures
+                    self._broken(str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}")
+                    self._pause(min(longest, first * 2 ** min(failures, 10)))
+                    failures += 1
+            self._say_goodbye()
+        finally:
+            self._end()
 
     def _finished(self) -> bool:
         if self._stop_by is None:
             return False
-        drained = not self._out and not self.queue.unsent
-        return drained or time.monotonic() >= self._stop_by
+        return not self._out and not self.outbox.unsent or time.monotonic() >= self._stop_by
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + TICK
+        try:
+            self._on_tick()
+            self.outbox.tidy()
+        except (SpoolError, OSError) as e:
+            log.warning("%s", e)
+        if not isinstance(self._proof, str):
+            self.outbox.prove_stored(self._stored)
+            if self.outbox.epochs and not self._asking:
+                self._asking = True
+                self._beside(self._ask, self._proof)
+
+    def _beside(self, work: Callable[..., None], *args: object) -> None:
+        """In a thread of its own, because it may take long; the caller sees to it that there is one at a time."""
+        threading.Thread(target=work, args=args, name="clawtrail-beside", daemon=True).start()
+
+    def _ask(self, proof: Watermark) -> None:
+        try:
+            self._stored.update(proof.stored(self.outbox.epochs))
+            self.proof_error = ""
+        except TransportError as e:
+            self.proof_error = str(e)
+            time.sleep(random.uniform(0, BACKOFF[0]))
+        finally:
+            self._asking = False
+
+    # -- connecting --------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        host, port = self.address
-        self._connection = Connection(host, port, self._context, self._name, self._deadlines)
-        self.connected = True
+        if self._tls.changed():
+            self._tls.reload()
+        errors = []
+        for at in range(len(self.endpoints)):
+            try:
+                self._use(at, self._open(at))
+                return
+            except TransportError as e:
+                errors.append(str(e))
+            if self._stop_by is not None and time.monotonic() >= self._stop_by:
+                break
+        raise TransportError("; ".join(errors))
+
+    def _open(self, at: int) -> Connection:
+        host, port = self.endpoints[at]
+        return Connection(host, port, self._tls.context, self._tls.server_hostname or host, self._deadlines)
+
+    def _use(self, at: int, connection: Connection) -> None:
+        self._connection, self._at = connection, at
+        self._polls = [_poll((connection, select.POLLIN)), _poll((connection, select.POLLIN), (self._bell, select.POLLIN)),
+                       _poll((connection, select.POLLIN | select.POLLOUT), (self._bell, select.POLLIN))]  # fmt: skip
+        self.connected, self.endpoint = True, connection.peer
         self.connects += 1
         self.last_error = ""
-        log.info("connected to %s:%d", host, port)
+        self._moved = self._sent_at = self._barrier_at = time.monotonic()
+        log.info("connected to %s", connection.peer)
+
+    def _exchange(self) -> None:
+        """Between two batches: a better endpoint, new certificates or a barrier put another connection in place of this one."""
+        now = time.monotonic()
+        if self._better is not None:
+            (at, connection), self._better = self._better, None
+            self._part()
+            self._use(at, connection)
+        elif now >= self._next_look:
+            self._next_look = now + FILES
+            if self._tls.changed() and self._tls.reload():
+                self._part()
+                self._connect()
+            elif self._at and not self._seeking and now >= self._next_seek:
+                self._next_seek, self._seeking = now + FAIL_BACK, True
+                self._beside(self._seek, self._at)
+        if self._proof == "barrier" and self._barrier_due(now):
+            if self._part():
+                self.outbox.prove_sent()
+            self._connect()
+
+    def _barrier_due(self, now: float) -> bool:
+        idle, longest, events = BARRIER
+        if not (waiting := self.outbox.unproven - self.outbox.unsent):
+            self._barrier_at = now
+            return False
+        return now - self._sent_at >= idle or now - self._barrier_at >= longest or waiting >= events
+
+    def _part(self) -> bool:
+        """Ends the connection in order. True: the receiver has read everything; else it is resent."""
+        connection, self._connection = self._connection, None
+        self.connected = False
+        if connection is not None and connection.close():
+            return True
+        self.resent += self.outbox.rewind()
+        return False
+
+    def _seek(self, worse: int) -> None:
+        """Is a preferred endpoint back?"""
+        try:
+            for at in range(worse):
+                try:
+                    connection = self._open(at)
+                except TransportError:
+                    continue
+                self._better = at, connection
+                self._bell.ring()
+                return
+        finally:
+            self._seeking = False
+
+    # -- sending -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         """Writes what can be written, reads what has come, sleeps until either is possible again."""
         connection = self._connection
         assert connection is not None
-        self._fill()
-        poll = select.poll()
-        poll.register(connection, select.POLLIN | (select.POLLOUT if self._out else 0))
-        poll.register(self._wake_r, select.POLLIN)
-        stall = self._deadlines.stall if self._out else 3600.0
-        if self._stop_by is not None:
-            stall = min(stall, max(0.0, self._stop_by - time.monotonic()))
-        events = dict(poll.poll(stall * 1000))
-        if self._wake_r.fileno() in events:
-            self._drain_wake()
-        state = events.get(connection.fileno(), 0)
-        if state & ~select.POLLOUT:
-            connection.pump()
-        if state & select.POLLOUT:
-            self._out = self._out[connection.send(self._out) :]
-        elif not events and self._out and self._stop_by is None:
-            raise TransportError(f"receiver {connection.peer} took nothing for {self._deadlines.stall:.0f} s")
-
-    def _fill(self) -> None:
-        if self._out:
+        if not self._out and not self._fill():
+            self._rest(connection)
             return
-        self.queue.trim()
-        self._idle = True  # set before the look: a frame that comes after it wakes us
-        self._out = memoryview(self.queue.take(BATCH))
-        if self._out:
-            self._idle = False
+        sent = connection.send(self._out)
+        if sent:
+            self._out = self._out[sent:]
+            self.sent_bytes += sent
+            self._moved = self._sent_at = time.monotonic()
+            if self._out or self.outbox.unsent:
+                self._heed(connection, self._polls[0].poll(0))
+            return
+        wait = self._deadlines.stall - (time.monotonic() - self._moved)
+        if wait <= 0:
+            raise TransportError(f"receiver {connection.peer} took nothing for {self._deadlines.stall:.0f} s")
+        self._heed(connection, self._polls[2].poll(self._bounded(min(wait, TICK))))
 
-    def _drain_wake(self) -> None:
-        try:
-            while self._wake_r.recv(4096):
-                pass
-        except BlockingIOError:
-            pass
+    def _fill(self) -> bool:
+        self.outbox.trim()
+        batch = self.outbox.take(BATCH)
+        if not batch:
+            return False
+        self._idle = self._lingered = False
+        self._moved = time.monotonic()
+        self._out = memoryview(batch)
+        return True
+
+    def _rest(self, connection: Connection) -> None:
+        """Nothing waits. What comes right after something else is gathered for a moment; then a first event wakes us."""
+        self._exchange()
+        if self._connection is not connection:
+            return
+        if not self._lingered:
+            self._lingered = True
+            self._heed(connection, self._polls[0].poll(LINGER))
+            return
+        self._idle = True  # set before the last look: what comes after it rings
+        if self.outbox.unsent:
+            self._idle = False
+            return
+        self._heed(connection, self._polls[1].poll(self._bounded(TICK)))
+
+    def _bounded(self, seconds: float) -> int:
+        """Milliseconds, no longer than to the end."""
+        if self._stop_by is not None:
+            seconds = min(seconds, max(0.0, self._stop_by - time.monotonic()))
+        return int(seconds * 1000) + 1
+
+    def _heed(self, connection: Connection, events: list[tuple[int, int]]) -> None:
+        for fd, event in events:
+            if fd == self._bell.fileno():
+                self._bell.hush()
+            elif event & ~select.POLLOUT:
+                connection.pump()
 
     def _broken(self, why: str) -> None:
         if why != self.last_error:
@@ -175,36 +317,71 @@ class Shipper:
             self._connection.abort()
             self._connection = None
         self._out = memoryview(b"")
-        self.resent += self.queue.rewind()
+        self.resent += self.outbox.rewind()
 
     def _pause(self, longest: float) -> None:
-        wait = random.uniform(longest / 8, longest)
-        if self._stop_by is not None:
-            wait = min(wait, max(0.0, self._stop_by - time.monotonic()))
-        until = time.monotonic() + wait
+        until = time.monotonic() + random.uniform(longest / 8, longest)
         while (left := until - time.monotonic()) > 0:
-            select.select([self._wake_r], [], [], left)
-            self._drain_wake()
+            _poll((self._bell, select.POLLIN)).poll(self._bounded(min(left, TICK)))
+            self._bell.hush()
             if self._stop_by is not None:
                 return
+            self._tick()
 
-    def _finish(self) -> None:
+    def _say_goodbye(self) -> None:
         if self._connection is not None:
             if not self._out and self._connection.close():
-                self.queue.prove_sent()
+                self.outbox.prove_sent()
             self._connection.abort()
             self._connection = None
         self.connected = False
 
+    def _end(self) -> None:
+        try:
+            self.outbox.close()
+        except SpoolError as e:
+            log.warning("%s", e)
+        if self._better is not None:
+            self._better[1].abort()
+
     def __repr__(self) -> str:
-        state = "connected" if self.connected else self.last_error or "not connected"
-        return f"<Shipper to {self.address[0]}:{self.address[1]}, {state}, {len(self.queue)} unproven>"
+        state = f"connected to {self.endpoint}" if self.connected else self.last_error or "not connected"
+        return f"<Shipper: {state}, {self.outbox!r}>"
 
 
-def _wake_pair() -> tuple[socket.socket, socket.socket]:
-    r, w = socket.socketpair()
-    r.setblocking(False)
-    w.setblocking(False)
-    if hasattr(os, "set_inheritable"):
-        os.set_inheritable(r.fileno(), False)
-    return r, w
+class Bell:
+    """Wakes a thread that polls."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self._r = self._w = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
+            self._r, self._w = os.pipe()
+            for fd in (self._r, self._w):
+                os.set_blocking(fd, False)
+
+    def fileno(self) -> int:
+        return self._r
+
+    def ring(self) -> None:
+        try:
+            os.write(self._w, b"\1\0\0\0\0\0\0\0")
+        except OSError:  # full: it rings already; closed: nobody listens any more
+            pass
+
+    def hush(self) -> None:
+        try:
+            os.read(self._r, 4096)
+        except OSError:
+            pass
+
+    def __del__(self) -> None:  # not before: whoever rings must not meet a descriptor that means something else by now
+        for fd in {self._r, self._w}:
+            os.close(fd)
+
+
+def _poll(*wanted: tuple[Connection | Bell, int]) -> select.poll:
+    poll = select.poll()
+    for what, events in wanted:
+        poll.register(what, events)
+    return poll

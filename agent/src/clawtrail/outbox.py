@@ -1,0 +1,299 @@
+"""What has to leave: this process' spool and those that dead ones left, in order, until each event is proven.
+
+Frames leave in the order in which they came. One that was handed to the connection is kept until it is proven, and
+comes again after a break, byte for byte: syslog has no acknowledgement, so "sent" proves nothing. Three proofs:
+
+- `window`: what lies further back than `window` bytes of sent frames, more than the buffers of both kernels hold.
+- `barrier`: the receiver answered our close_notify, so it had read everything before. What it had read it may still
+  lose, so after a break the window is sent again all the same.
+- `watermark`: the store says up to which number it has the events of an epoch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping
+
+from .errors import SpoolError, SpoolFull, SpoolLocked
+from .spool import RESERVE, Damage, Spool
+
+_UNFINISHED = 3600.0  #: seconds after which a spool that was never finished being made is removed
+_RETRY = 0.05  #: seconds between two looks for room while there is none
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one `take` gave out: the events of one spool behind number `before`, up to number `last`."""
+
+    spool: Spool
+    before: int
+    last: int
+    count: int
+    size: int
+
+
+class Outbox:
+    """The bounded queue between the agent and the wire. One thread at a time appends, one takes and proves.
+
+    Args:
+        folder: the agent's folder of spools, one per process life; None: in memory.
+        durable: `sync` returns when what was appended is on the disk.
+        quota: bytes of all spools at most; proven segments make way first.
+        retain: seconds that proven segments are kept, so that a store that was restored can be filled again.
+        window: bytes of sent frames that are sent again after a break.
+        overlap: send the window again even where it is proven.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        durable: bool = False,
+        quota: int = 256 << 20,
+        retain: float = 86400.0,
+        window: int = 8 << 20,
+        overlap: bool = False,
+    ) -> None:
+        self.folder, self.durable, self.quota, self.retain, self.window = folder, durable, quota, retain, window
+        self.own: Spool | None = None
+        self.adopted = 0  #: events that dead processes left
+        self._overlap = overlap
+        self._segment_size = max(64 << 10, min(4 << 20, quota // 8)) + RESERVE
+        self._foreign: list[Spool] = []
+        self._sent: deque[Batch] = deque()
+        self._kept: deque[Batch] = deque()  # proven, and in the window all the same
+        self._sent_bytes = self._kept_bytes = 0
+        self._foreign_bytes = self._freed = 0
+        self._room = threading.Condition()
+        self._next_look = 0.0
+        self._sync_lock = threading.Lock()
+        self._synced = 0
+        self._moments: deque[tuple[int, float]] = deque()  # (number, time.monotonic()), ten a second at most
+        self._next_moment = 0.0
+
+    # -- the agent's side --------------------------------------------------------------------------------------
+
+    def open(self, epoch: str) -> None:
+        """Makes this process' spool. Raises SpoolError."""
+        self.own = Spool.create(epoch, self.folder, self._segment_size, self.durable)
+
+    def append(self, seq: int, frame: bytes, reserved: bool = False) -> None:
+        """Takes one frame. Raises SpoolFull or SpoolError, and takes nothing. `reserved`: quota and reserve stand open."""
+        own = self.own
+        assert own is not None
+        if not reserved and self.used + len(frame) > self.quota:
+            self._make_room(len(frame))
+        own.append(seq, frame, reserved)
+        now = time.monotonic()
+        if now >= self._next_moment:
+            self._next_moment = now + 0.1
+            self._moments.append((seq, now))
+
+    @property
+    def used(self) -> int:
+        """Bytes of all spools, the proven segments that are still kept included."""
+        return (self.own.stored if self.own else 0) - self._freed + self._foreign_bytes
+
+    def _make_room(self, size: int) -> None:
+        if time.monotonic() >= self._next_look:
+            with self._room:
+                while self.used + size > self.quota:
+                    if not self._release(float("inf")):
+                        self._next_look = time.monotonic() + _RETRY
+                        break
+                else:
+                    return
+        raise SpoolFull(f"the spool is full: {self.used} of {self.quota} bytes wait for the receiver", "quota")
+
+    def wait_for_room(self, timeout: float) -> None:
+        """Waits until something was released, at most `timeout` seconds."""
+        with self._room:
+            self._room.wait(timeout)
+
+    def sync(self, seq: int) -> None:
+        """Returns when event number `seq` is on the disk; one sync serves all that wait for it. Raises SpoolError."""
+        if not self.durable or self._synced >= seq:
+            return
+        with self._sync_lock:
+            own = self.own
+            if own is None or self._synced >= seq:
+                return
+            upto = own.last
+            own.sync()
+            self._synced = upto
+
+    # -- the wire's side ---------------------------------------------------------------------------------------
+
+    def adopt(self) -> list[Damage]:
+        """Takes over what dead processes of this agent left behind; returns what of it is damaged."""
+        found: list[Spool] = []
+        damage: list[Damage] = []
+        known = {spool.epoch for spool in self._foreign}
+        for folder in sorted(self.folder.iterdir()) if self.folder is not None and self.folder.is_dir() else ():
+            if folder.name.startswith("."):
+                _remove_unfinished(folder)
+                continue
+            if folder.name in known or (self.own and folder.name == self.own.epoch) or not folder.is_dir():
+                continue
+            try:
+                spool = Spool.adopt(folder)
+            except SpoolLocked:
+                continue
+            except SpoolError as e:
+                damage.append(Damage(folder.name, "", str(e), 1, None))
+                continue
+            damage += spool.damage
+            spool.damage.clear()
+            self.adopted += spool.unproven
+            if not spool.unproven:
+                spool.close()
+            found.append(spool)
+        with self._room:
+            self._foreign_bytes += sum(spool.size for spool in found)
+            self._foreign = sorted([*self._foreign, *found], key=lambda s: s.epoch)
+        return damage
+
+    def take(self, limit: int) -> bytes:
+        """The next frames, joined, at least one and up to `limit` bytes; empty when nothing waits."""
+        for spool in (*self._foreign, self.own):
+            if spool is not None and spool.appended > spool.taken:
+                before = spool.position
+                frames, last, size = spool.take(limit)
+                if frames:
+                    self._sent.append(Batch(spool, before, last, len(frames), size))
+                    self._sent_bytes += size
+                    return b"".join(frames)
+        return b""
+
+    def trim(self) -> None:
+        """What lies behind the window is proven. Called when all that was taken is written to the connection."""
+        while self._sent and self._sent_bytes - self._sent[0].size >= self.window:
+            self._prove_oldest()
+
+    def prove_sent(self) -> None:
+        """The receiver has read all that was sent (it answered our close_notify)."""
+        while self._sent:
+            self._prove_oldest()
+
+    def prove_stored(self, stored: Mapping[str, int]) -> None:
+        """The store has these epochs up to these numbers. What was not sent is not believed."""
+        while self._sent and self._sent[0].last <= stored.get(self._sent[0].spool.epoch, 0):
+            self._prove_oldest()
+
+    def _prove_oldest(self) -> None:
+        batch = self._sent.popleft()
+        self._sent_bytes -= batch.size
+        spool = batch.spool
+        if batch.last > spool.proven:  # else it was proven before, and sent once more
+            spool.prove(batch.last, batch.count)
+        if self._overlap:
+            self._kept.append(batch)
+            self._kept_bytes += batch.size
+            while self._kept_bytes - self._kept[0].size >= self.window:
+                self._kept_bytes -= self._kept.popleft().size
+        if spool is self.own:
+            while len(self._moments) > 1 and self._moments[1][0] <= batch.last + 1:
+                self._moments.popleft()
+
+    def rewind(self) -> int:
+        """After a break: what is unproven, and with `overlap` the window, waits again. Returns how many events were sent before."""
+        again = [*self._kept, *self._sent]
+        for spool in (*self._foreign, self.own):
+            mine = [batch for batch in again if batch.spool is spool]
+            if spool is not None and mine:
+                proven = sum(batch.count for batch in mine if batch.last <= spool.proven)
+                spool.rewind(mine[0].before, proven)
+        for batches in (self._kept, self._sent):
+            batches.clear()
+        self._sent_bytes = self._kept_bytes = 0
+        return sum(batch.count for batch in again)
+
+    def tidy(self) -> None:
+        """Saves how far each spool is proven and deletes what was kept long enough. Raises SpoolError."""
+        for spool in (*self._foreign, self.own):
+            if spool is not None:
+                spool.save()
+        with self._room:
+            while self._release(time.time() - self.retain):
+                pass
+            for spool in list(self._foreign):
+                if not spool.unproven:
+                    spool.close()
+                if not spool.segments:
+                    self._foreign.remove(spool)
+                    spool.remove()
+
+    def _release(self, before: float) -> int:
+        """Deletes one proven segment, the oldest; how many bytes that frees."""
+        for spool in (*self._foreign, self.own):
+            if spool is not None and (size := spool.release(float("inf") if spool.folder is None else before)):
+                if spool is self.own:
+                    self._freed += size
+                else:
+                    self._foreign_bytes -= size
+                self._room.notify_all()
+                return size
+        return 0
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @property
+    def unsent(self) -> int:
+        """Events that were not handed to the connection yet, those of dead processes included."""
+        return sum(spool.appended - spool.taken for spool in (*self._foreign, self.own) if spool is not None)
+
+    @property
+    def unproven(self) -> int:
+        """Events, those of dead processes included."""
+        return sum(spool.unproven for spool in (*self._foreign, self.own) if spool is not None)
+
+    @property
+    def epochs(self) -> list[str]:
+        """The epochs of which something was sent and is not proven."""
+        return list(dict.fromkeys(batch.spool.epoch for batch in list(self._sent)))
+
+    @property
+    def damage(self) -> list[Damage]:
+        """What was found damaged since the last look, in spools that were whole when they were opened."""
+        found: list[Damage] = []
+        for spool in (*self._foreign, self.own):
+            if spool is not None and spool.damage:
+                found += spool.damage
+                spool.damage.clear()
+        return found
+
+    def oldest(self) -> float:
+        """Seconds that the oldest unproven event of this process waits, to a tenth; 0 when there is none."""
+        if self.own is None or not self.own.unproven or not self._moments:
+            return 0.0
+        return time.monotonic() - self._moments[0][1]
+
+    def close(self) -> None:
+        """Everything is saved and unlocked; what is unproven is for the next process. Raises SpoolError."""
+        if self.own is not None and self.own.unproven:
+            self.sync(self.own.last)
+        for spool in (*self._foreign, self.own):
+            if spool is not None:
+                spool.close()
+
+    def let_go(self) -> None:
+        """In a forked child: closes the descriptors, touches nothing of the parent's."""
+        for spool in (*self._foreign, self.own):
+            if spool is not None:
+                spool.let_go()
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.folder or 'in memory'}: {self.unproven} unproven, {self.unsent} unsent, {self.used} of {self.quota} bytes>"
+
+
+def _remove_unfinished(folder: Path) -> None:
+    try:
+        if time.time() - folder.stat().st_mtime > _UNFINISHED:
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+    except OSError:  # it was finished meanwhile, or is somebody else's
+        pass

@@ -1,0 +1,563 @@
+"""The spool: one process life's frames in segment files, appended once, read in order, released when proven.
+
+A folder per process life: `lock` (flock: who holds it is alive), `state` (how far it is proven) and the segments
+`000001.seg`, `000002.seg` … A segment begins with a line of text and then holds records: mark, length, CRC-32, number,
+frame. Its space is allocated before it is used, so that a full disk shows when a segment is made and never later, and
+it is written through a shared mapping: what `append` has stored survives a kill of the process at once, at the cost of
+a memory copy. Where a mapping is no safe way to write (network and copy-on-write file systems) it is written by
+`pwrite`. Without a folder the same segments lie in memory.
+
+Nothing that is found in a spool stops it from being opened: a torn tail is cut, a damaged record skipped to the next
+good one, a missing segment noticed, and each is reported as `Damage`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import struct
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, TypeAlias
+
+from .errors import SpoolError, SpoolFull, SpoolLocked
+
+try:
+    import fcntl
+except ImportError:  # a platform without flock has no spool on disk
+    fcntl = None  # type: ignore[assignment]
+
+MARK = b"\xc1\xa7ct"  #: begins a record; 0xC1 occurs in no UTF-8 text
+HEAD = 128  #: bytes of a segment's first line, padded with zeros
+FRAME_MAX = 64 * 1024  #: bytes; no record is larger
+RESERVE = 16 * 1024  #: bytes at the end of each segment for the report of a full spool
+_RECORD = struct.Struct("<4sIIQ")
+_PACK, _UNPACK, _SIZE = _RECORD.pack, _RECORD.unpack_from, _RECORD.size
+_MAPPABLE = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "tmpfs", "overlay"})  # allocated means allocated, so no SIGBUS
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is lost of a spool. `first`..`last` are numbers of events; `last` None: to an end that nobody knows."""
+
+    epoch: str
+    segment: str
+    reason: str  #: "damaged", "torn", "missing" or "unreadable"
+    first: int
+    last: int | None
+    start: int = 0  #: bytes of the segment
+    end: int = 0
+    lost: int = 0  #: events, where that is known
+
+
+_Judged: TypeAlias = "tuple[Segment, int | None, list[tuple[str, int, int | None, int, int]]]"
+#: the segment, the number before its first if known, and (reason, first, last, start, end) of each damaged range
+
+
+class Segment:
+    """One file of records, or the same in memory. `first` and `last`: numbers of its events; `end`: bytes used."""
+
+    def __init__(self, name: str, path: Path | None, size: int = 0) -> None:
+        self.name, self.path, self.size = name, path, size
+        self.first = self.last = self.count = 0
+        self.proven = 0  #: events that were proven when it was adopted
+        self.end = HEAD
+        self.sealed = False
+        self.touched = time.time()
+        self.map: mmap.mmap | None = None  #: while it is written; in memory: always
+        self.fd = -1
+        self.write_through = False
+
+    @classmethod
+    def create(cls, name: str, folder: Path | None, size: int, epoch: str, before: int) -> Segment:
+        """A new segment with its space allocated. Raises SpoolFull when there is none, SpoolError for other errors."""
+        segment = cls(name, folder / f"{name}.seg" if folder else None, size)
+        try:
+            segment._allocate()
+            head = f"clawtrail-spool 1 {epoch} {before} "
+            segment.put(0, f"{head}{zlib.crc32(head.encode()):08x}\n".encode())
+        except OSError as e:
+            segment.discard()
+            raise explain(e, segment.path) from e
+        return segment
+
+    def _allocate(self) -> None:
+        if self.path is not None:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.fd, 0, self.size)
+            self.write_through = not mappable(self.path)
+        in_memory = self.path is None or self.write_through
+        self.map = mmap.mmap(-1, self.size) if in_memory else mmap.mmap(self.fd, self.size)
+
+    def put(self, at: int, data: bytes) -> None:
+        if self.write_through and os.pwrite(self.fd, data, at) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.map[at : at + len(data)] = data  # type: ignore[index]
+
+    def seal(self, keep_open: bool) -> None:
+        """No more is appended: the unused space is given back. The mapping goes with its last reader."""
+        self.touched = time.time()
+        self.sealed = True
+        if self.path is not None:
+            self.map = None
+            if self.fd >= 0:
+                os.ftruncate(self.fd, self.end)
+        if not keep_open:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Closes the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def discard(self) -> None:
+        self.let_go()
+        self.map = None
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def read(self) -> bytes:
+        """All of it, as it lies on the disk. Raises OSError."""
+        assert self.path is not None
+        return self.path.read_bytes()
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.name} {self.first}..{self.last}, {self.end} bytes{', sealed' if self.sealed else ''}>"
+
+
+def records(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(start, end, number) of every intact record; what lies between two of them is damaged."""
+    at = HEAD
+    while True:
+        if at + _SIZE <= len(data):
+            mark, length, crc, seq = _UNPACK(data, at)
+            stop = at + _SIZE + length
+            if mark == MARK and length <= FRAME_MAX and stop <= len(data) and _crc(data[at + _SIZE : stop], seq) == crc:
+                yield at, stop, seq
+                at = stop
+                continue
+        at = data.find(MARK, at + 1)
+        if at < 0:
+            return
+
+
+def _crc(frame: bytes, seq: int) -> int:
+    return zlib.crc32(frame, (seq ^ seq >> 32) & 0xFFFFFFFF)
+
+
+class Spool:
+    """The segments of one epoch.
+
+    `last`: the newest number; `proven`: everything up to it has arrived. Counts are of events: `appended`, `taken`
+    (given out by `take` and not rewound), `released` (proven). One thread at a time appends; one thread takes, proves
+    and rewinds. The order in which they write their fields keeps them apart, so that neither waits for the other.
+
+    Args:
+        epoch: the process life whose events these are.
+        folder: where its files are; None: in memory.
+        segment_size: bytes of a segment.
+        durable: segments stay open until `sync` has seen them.
+    """
+
+    def __init__(self, epoch: str, folder: Path | None, segment_size: int = 0, durable: bool = False) -> None:
+        self.epoch, self.folder, self.segment_size, self.durable = epoch, folder, segment_size, durable
+        self.segments: deque[Segment] = deque()
+        self.active: Segment | None = None
+        self.last = self.proven = 0
+        self.appended = self.taken = self.released = 0
+        self.stored = 0  #: bytes of the records that were ever appended
+        self.damage: list[Damage] = []  #: found and not reported yet
+        self._unsynced: deque[Segment] = deque()
+        self._named = True
+        self._serial = 0
+        self._saved = 0
+        self._lock_fd = -1
+        self._after = 0  # numbers up to this one are not given out
+        self._cursor: Segment | None = None
+        self._view: Any = b""  # what the cursor reads: bytes, or the mapping of a segment that is still written
+        self._live = False
+        self._at = 0
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, epoch: str, parent: Path | None, segment_size: int, durable: bool = False) -> Spool:
+        """A new, empty spool `parent/epoch`, locked. Raises SpoolFull or SpoolError."""
+        spool = cls(epoch, parent / epoch if parent else None, segment_size, durable)
+        if spool.folder is not None:
+            fresh = spool.folder.with_name(f".{epoch}.new")  # nobody may find it before it is locked
+            try:
+                fresh.mkdir(0o700, parents=True)
+                spool._lock(fresh)
+                fresh.rename(spool.folder)
+            except OSError as e:
+                spool.let_go()
+                raise explain(e, fresh) from e
+        return spool
+
+    @classmethod
+    def adopt(cls, folder: Path) -> Spool:
+        """What a process left behind: locked, read once, ready to be taken; what is wrong with it stands in `damage`.
+
+        Raises SpoolLocked while that process lives, SpoolError when the folder cannot be read.
+        """
+        spool = cls(folder.name, folder)
+        try:
+            spool._lock(folder)
+            spool._examine()
+        except OSError as e:
+            spool.let_go()
+            raise explain(e, folder) from e
+        except SpoolError:
+            spool.let_go()
+            raise
+        return spool
+
+    def _lock(self, folder: Path) -> None:
+        if fcntl is None:
+            raise SpoolError("this platform has no flock; expected durability 'memory'")
+        self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock_fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise SpoolLocked(f"spool {folder} is in use by process {holder}; expected a spool that no living process holds") from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, b"%d\n" % os.getpid(), 0)
+
+    def _read_state(self) -> int:
+        assert self.folder is not None
+        try:
+            proven = json.loads((self.folder / "state").read_bytes())["proven"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return 0  # without it everything is sent again, and the store shows it once
+        return proven if type(proven) is int and proven >= 0 else 0
+
+    def _examine(self) -> None:
+        """Reads every segment once: what is there, what is proven, what is damaged."""
+        assert self.folder is not None
+        proven = self._read_state()
+        heads = sorted(((_before(path, self.epoch), path) for path in self.folder.glob("*.seg")), key=lambda h: (h[0] is None, h))
+        found = []
+        for n, (before, path) in enumerate(heads):
+            after = heads[n + 1][0] if n + 1 < len(heads) else None
+            settled = before is not None and after is not None and after <= proven
+            found.append(self._settled(path, after or 0) if settled else self._judge(path, before, proven))
+        found.sort(key=lambda f: (f[0].first or f[0].last, -f[0].last))
+        newest = 0
+        for segment, before, damage in found:
+            if before is not None and before > max(newest, proven):  # a proven segment was released, any other is missing
+                self._report(segment, "missing", max(newest, proven) + 1, before)
+            newest = max(newest, before or 0)
+            for reason, first, last, start, end in damage:
+                first = max(first or newest + 1, proven + 1)
+                if last is None or first <= last:
+                    self._report(segment, reason, first, last, start, end)
+            if segment.count and segment.last <= newest:
+                continue  # a copy: all of it stands in another one
+            newest = max(newest, segment.last)
+            self.segments.append(segment)
+        self.last = max(newest, proven)
+        self.released = sum(s.proven for s in self.segments)
+        self.proven = proven
+        self.appended = sum(s.count for s in self.segments)
+        self.rewind()
+
+    def _report(self, segment: Segment, reason: str, first: int, last: int | None, start: int = 0, end: int = 0) -> None:
+        self.damage.append(Damage(self.epoch, segment.name, reason, first, last, start, end))
+
+    def _settled(self, path: Path, last: int) -> _Judged:
+        """A segment that is proven as a whole: kept for a while, not read."""
+        segment = Segment(path.stem, path)
+        segment.sealed, segment.last = True, last
+        stat = path.stat()
+        segment.touched, segment.end = stat.st_mtime, stat.st_size
+        return segment, None, []
+
+    def _judge(self, path: Path, before: int | None, proven: int) -> _Judged:
+        segment = Segment(path.stem, path)
+        segment.sealed = True
+        try:
+            segment.touched = path.stat().st_mtime
+            data = segment.read()
+        except OSError as e:
+            return segment, None, [(f"unreadable: {e.strerror}", 0, None, 0, 0)]
+        segment.end = len(data)
+        damage: list[tuple[str, int, int | None, int, int]] = []
+        at, newest = HEAD, 0
+        for start, stop, seq in records(data):
+            if start > at:
+                damage.append(("damaged", newest + 1 if newest else 0, seq - 1, at, start))
+            segment.first = segment.first or seq
+            segment.count += 1
+            segment.proven += seq <= proven
+            at, newest = stop, max(newest, seq)
+        segment.last = newest or before or 0
+        if data[at:].strip(b"\0"):
+            damage.append(("torn", newest + 1 if newest else 0, None, at, len(data)))
+        return segment, before, damage
+
+    # -- appending ---------------------------------------------------------------------------------------------
+
+    def append(self, seq: int, frame: bytes, reserved: bool = False) -> None:
+        """Stores one frame. `reserved`: it may use the reserve. Raises SpoolFull or SpoolError, and stores nothing."""
+        segment, size = self.active, _SIZE + len(frame)
+        if segment is None or segment.end + size > segment.size - RESERVE:
+            segment = self._segment_for(size, reserved)
+        at = segment.end
+        record = _PACK(MARK, len(frame), zlib.crc32(frame, (seq ^ seq >> 32) & 0xFFFFFFFF), seq) + frame
+        if segment.write_through:
+            try:
+                segment.put(at, record)
+            except OSError as e:
+                raise explain(e, segment.path) from e
+        else:
+            segment.map[at : at + size] = record  # type: ignore[index]
+        segment.first = segment.first or seq
+        segment.count += 1
+        segment.last = self.last = seq
+        segment.end = at + size  # from here on it is there, for the reader too
+        self.appended += 1
+        self.stored += size
+
+    def _segment_for(self, size: int, reserved: bool) -> Segment:
+        old = self.active
+        try:
+            wanted = max(self.segment_size, HEAD + size + RESERVE)
+            new = Segment.create(f"{self._serial + 1:06d}", self.folder, wanted, self.epoch, self.last)
+        except SpoolError:
+            if reserved and old is not None and old.end + size <= old.size:
+                return old
+            raise
+        self._serial += 1
+        self.segments.append(new)
+        self.active = new
+        if self.durable:
+            self._unsynced.append(new)
+            self._named = False
+        if old is not None:
+            old.seal(keep_open=self.durable)
+        return new
+
+    def sync(self) -> None:
+        """What was appended before is on the disk when this returns. One thread at a time. Raises SpoolError.
+
+        After an error the kernel may have thrown the pages away and call the next sync a success: the segment is
+        left, and what follows goes to a new one.
+        """
+        for segment in list(self._unsynced):
+            sealed = segment.sealed
+            try:
+                os.fdatasync(segment.fd)
+                if not self._named:
+                    self._named = True
+                    self._sync_names()
+            except OSError as e:
+                self._named = False
+                self._unsynced.remove(segment)
+                if self.active is segment:
+                    self.active = None
+                    segment.sealed = True
+                raise explain(e, segment.path) from e
+            if sealed:
+                self._unsynced.remove(segment)
+                segment.let_go()
+
+    def _sync_names(self) -> None:
+        assert self.folder is not None
+        for folder in (self.folder, self.folder.parent):
+            fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    # -- taking ------------------------------------------------------------------------------------------------
+
+    def take(self, limit: int) -> tuple[list[bytes], int, int]:
+        """The next frames, at least one and up to `limit` bytes, the last one's number, and how many bytes they are."""
+        frames: list[bytes] = []
+        size = 0
+        last = self._after
+        while size < limit:
+            segment = self._cursor
+            if segment is None:
+                if not self._enter_next():
+                    break
+                continue
+            sealed, view, at = segment.sealed, self._view, self._at  # sealed first: then its end is final
+            end = segment.end if self._live else len(view)
+            while at < end:
+                _, length, _, seq = _UNPACK(view, at)
+                start, stop = at + _SIZE, at + _SIZE + length
+                if seq > last:
+                    if frames and size + length > limit:
+                        size = limit
+                        break
+                    frames.append(view[start:stop])
+                    size += length
+                    last = seq
+                at = stop
+            self._at = at
+            if at >= end and not (sealed and self._enter_next()):
+                break
+        self._after = last
+        self.taken += len(frames)
+        return frames, last, sum(map(len, frames))
+
+    def _enter_next(self) -> bool:
+        """Moves the cursor into the next segment. False: there is none yet."""
+        passed = self._cursor is None
+        for segment in list(self.segments):
+            if passed and (segment.last > self._after or not segment.sealed):
+                self._enter(segment)
+                return True
+            passed = passed or segment is self._cursor
+        return False
+
+    def _enter(self, segment: Segment) -> None:
+        self._cursor, self._at = segment, HEAD
+        mapped = segment.map
+        self._live = mapped is not None
+        if mapped is not None:
+            self._view = mapped
+            return
+        try:
+            data = segment.read()
+        except OSError as e:
+            data, reason = b"", f"unreadable: {e.strerror}"
+        else:
+            reason = "damaged"
+        good = [(start, stop) for start, stop, _ in records(data)]
+        if (lost := segment.count - len(good)) > 0:  # it was whole when it was written or adopted
+            self.damage.append(Damage(self.epoch, segment.name, reason, segment.first, segment.last, lost=lost))
+            self.appended -= lost
+            segment.count = len(good)
+        self._view = b"".join([bytes(HEAD), *(data[start:stop] for start, stop in good)])
+
+    def rewind(self, after: int | None = None, back: int = 0) -> None:
+        """The next `take` begins behind what is proven, or behind number `after`, which lies `back` events before that."""
+        self._after = self.proven if after is None else after
+        self.taken = self.released - back
+        self._cursor, self._view, self._live, self._at = None, b"", False, 0
+
+    # -- releasing ---------------------------------------------------------------------------------------------
+
+    def prove(self, last: int, count: int) -> None:
+        """Everything up to number `last`, `count` events more than before, has arrived."""
+        self.proven = last
+        self.released += count
+
+    def release(self, before: float) -> int:
+        """Deletes the oldest segment if it is proven and was written before that time; how many bytes that were, else 0."""
+        segment = self.segments[0] if self.segments else None
+        if segment is None or not segment.sealed or segment.last > self.proven or segment.touched > before:
+            return 0
+        self.save()
+        self.segments.popleft()
+        segment.discard()
+        return segment.end - HEAD
+
+    def save(self) -> None:
+        """Writes down how far it is proven, when that has changed. Raises SpoolError."""
+        if self.folder is None or self.proven == self._saved:
+            return
+        proven = self.proven
+        new = self.folder / "state.new"
+        try:
+            with open(new, "wb") as f:
+                f.write(json.dumps({"v": 1, "epoch": self.epoch, "proven": proven}).encode())
+                if self.durable:
+                    f.flush()
+                    os.fsync(f.fileno())
+            new.rename(self.folder / "state")
+        except OSError as e:
+            raise explain(e, new) from e
+        self._saved = proven
+
+    def close(self) -> None:
+        """Seals what is open, saves the state, lets the next process have it."""
+        if self.active is not None:
+            self.active.seal(keep_open=False)
+            self.active = None
+        try:
+            self.save()
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Closes the descriptors and writes nothing: also right in a forked child, whose parent goes on."""
+        for segment in self.segments:
+            segment.let_go()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        if self.folder is not None:
+            for path in self.folder.iterdir():
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    @property
+    def position(self) -> int:
+        """The number behind which the next `take` begins."""
+        return self._after
+
+    @property
+    def unproven(self) -> int:
+        """Events."""
+        return self.appended - self.released
+
+    @property
+    def size(self) -> int:
+        """Bytes of all records."""
+        return sum([s.end - HEAD for s in list(self.segments)])
+
+    def __repr__(self) -> str:
+        return f"<Spool {self.epoch} {self.folder or 'in memory'}: {self.appended} events, proven up to {self.proven} of {self.last}>"
+
+
+def _before(path: Path, epoch: str) -> int | None:
+    """The number before a segment's first, as its first line tells; None when that line is damaged."""
+    try:
+        with open(path, "rb") as f:
+            head = f.read(HEAD)
+    except OSError:
+        return None
+    text, _, crc = head.partition(b"\n")[0].rpartition(b" ")
+    words = text.split()
+    if len(words) == 4 and crc == b"%08x" % zlib.crc32(text + b" ") and words[2] == epoch.encode() and words[3].isdigit():
+        return int(words[3])
+    return None
+
+
+def mappable(path: Path) -> bool:
+    """Whether a shared mapping is a safe way to write there: on these file systems allocated space cannot run out."""
+    try:
+        device = os.stat(path).st_dev
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as f:
+            for line in f:
+                left, _, right = line.partition(" - ")
+                if left.split()[2] == wanted:
+                    return right.split()[0] in _MAPPABLE and hasattr(os, "posix_fallocate")
+    except (OSError, IndexError):
+        pass
+    return False
+
+
+def explain(error: OSError, path: Path | None) -> SpoolError:
+    """The error of a spool that an error of the operating system means."""
+    what = f"spool {path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return SpoolFull(f"{what}; expected free space", "disk-full")
+    return SpoolError(what)
