@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import ssl
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,15 @@ def pki(tmp_path_factory):
         client_ca=base / "client-ca.crt",
         foreign_ca=base / "foreign-ca.crt",
     )
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path, monkeypatch):
+    """Where recorders that are told nothing else keep their events: nobody adopts what another test left."""
+    folder = tmp_path.with_name(f"{tmp_path.name}-spool")
+    monkeypatch.setenv("CLAWTRAIL_SPOOL", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

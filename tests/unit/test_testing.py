@@ -1,17 +1,21 @@
-"""The receiver that ships in the package does what it is told, seen by a sender that is nothing but a TLS socket."""
+"""What a fork's tests stand on: the receiver does what it is told, as a plain TLS socket sees it; what is captured is what is stored."""
 
+import json
+import logging.config
+import os
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from clawtrail import testing
-from clawtrail.errors import ClawtrailError
+from clawtrail import Recorder, context, testing
+from clawtrail.errors import ClawtrailError, ConfigurationError, EventError
 from clawtrail.transport import TLSFiles
-from support import eventually
+from support import eventually, secrets
 
 MESSAGE = b'<110>1 2026-01-01T00:00:00.000000Z host agent-1 7 tool.call - {"epoch":"e","seq":%d,"kind":"tool.call"}'
 
@@ -26,6 +30,7 @@ def dial(pki):
 
     def dial(receiver, folder=pki.client, timeout=5, on_message=None):
         context = TLSFiles.bundle(folder).context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         context._msg_callback = on_message
         raw = socket.create_connection(receiver.address, timeout)
         made.append(raw)
@@ -258,3 +263,151 @@ def test_one_that_dies_resets_everything_reads_no_more_and_comes_back_on_its_por
     dial(receiver).sendall(frames(3, 3))
     eventually(lambda: sequence(receiver), [1, 3])
     assert receiver.port == port and receiver.connections == 2
+
+
+# -- what was recorded -----------------------------------------------------------------------------------------------
+
+
+def test_a_recorder_that_ships_nothing_is_a_real_one_and_its_events_are_captured_in_order():
+    with testing.capture() as events, testing.recorder(agent="tested") as audit, context(session="s1"):
+        for n in range(50):
+            audit.record("tool.call", "attempt", tool={"name": "exec"}, params={"n": n})
+        assert audit.flush() and audit.stats()["proven"] == audit.stats()["accepted"] == 51
+        assert audit.close()
+    calls = testing.find(events, "tool.call")
+    assert [e["params"]["n"] for e in calls] == list(range(50))
+    assert {(e["agent"]["name"], e["session"]) for e in calls} == {("tested", "s1")}
+    assert [e["seq"] for e in events] == sorted(e["seq"] for e in events)
+
+
+def test_what_is_captured_is_the_line_that_would_be_stored():
+    made = secrets()
+    with testing.capture() as events:
+        receipt = testing.recorder().record("tool.call", params=dict(made))
+    assert testing.one(events, "tool.call") == json.loads(receipt.line)
+    assert not any(secret in str(events) for secret in made.values())
+
+
+def test_nothing_is_captured_after_the_block_or_of_events_that_were_refused():
+    with testing.capture() as events:
+        audit = testing.recorder()
+        with pytest.raises(EventError):
+            audit.record("no.such.kind")
+        assert not testing.find(events, "no.such.kind")
+        audit.record("tool.call")
+    audit.record("tool.result")
+    assert testing.find(events, "tool.call") and not testing.find(events, "tool.result")
+    audit.close()
+
+
+def test_a_block_within_a_block_captures_for_both_and_ends_for_itself():
+    with testing.capture() as outer, testing.recorder() as audit:
+        with testing.capture() as inner:
+            audit.record("tool.call")
+        audit.record("tool.result")
+    assert len(testing.find(outer, "tool.call")) == len(testing.find(inner, "tool.call")) == 1
+    assert testing.find(outer, "tool.result") and not testing.find(inner, "tool.result")
+
+
+def test_a_logging_configuration_for_production_is_tested_without_its_certificates_and_its_receiver(monkeypatch):
+    asked, before = [], threading.enumerate()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a) or [])
+    handler = {"()": "clawtrail.TLSSysLogHandler", "address": ["logs.example", 6514], "cafile": "/etc/clawtrail/ca.crt", "agent": "a-7"}
+    with testing.capture() as events:
+        logging.config.dictConfig({"version": 1, "handlers": {"audit": handler}, "loggers": {"agent.tested": {"handlers": ["audit"], "level": "INFO"}}})
+        logging.getLogger("agent.tested").info("it ran", extra={"kind": "tool.call", "tool": "exec"})
+        logging.config.dictConfig({"version": 1})
+    assert testing.one(events, tool__name="exec")["agent"]["name"] == "a-7"
+    assert not asked and [t for t in threading.enumerate() if t not in before] == []
+
+
+def test_settings_that_are_wrong_are_refused_inside_the_block_too():
+    with testing.capture(), pytest.raises(ConfigurationError, match="expected \\(host, port\\)"):
+        Recorder(("logs.example", 0), "/etc/clawtrail", agent="a")
+
+
+def test_a_recorder_that_was_made_before_the_block_is_captured_and_ships(receiver, recorder):
+    with testing.capture() as events:
+        receipt = recorder.record("tool.call")
+    assert testing.one(events, "tool.call")["id"] == receipt.id
+    eventually(lambda: receiver.events("tool.call"))
+
+
+def test_recorders_ship_as_ever_after_the_block(receiver, make_recorder):
+    with testing.capture():
+        testing.recorder().record("tool.call")
+    make_recorder(receiver.address).record("tool.result")
+    eventually(lambda: receiver.events("tool.result"))
+
+
+def test_a_forked_child_ships_nothing_either():
+    with testing.capture():
+        audit = testing.recorder()
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            audit.record("tool.call")
+            code = 0 if audit.close(0) and audit.stats()["proven"] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    audit.close()
+
+
+def test_nothing_is_written_to_the_disk(spool):
+    with testing.capture(), testing.recorder(durability="disk") as audit:
+        audit.record("tool.call")
+    assert not spool.exists()
+
+
+EVENTS = [
+    {"kind": "tool.call", "outcome": "attempt", "seq": 2, "tool": {"name": "exec"}, "params": {"command": "ls"}, "session": None},
+    {"kind": "tool.call", "outcome": "denied", "seq": 3, "tool": {"name": "exec"}, "params": {"command": "rm -rf /"}, "session": "s1"},
+    {"kind": "tool.result", "outcome": "success", "seq": 4, "tool": {"name": "read"}, "session": "s1"},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "found"),
+    [
+        (None, {}, [2, 3, 4]),
+        ("tool.call", {}, [2, 3]),
+        ("tool.call", {"tool__name": "exec", "outcome": "denied"}, [3]),
+        (None, {"session": "s1"}, [3, 4]),
+        (None, {"session": None}, [2]),
+        (None, {"params__command": None}, []),  # absent is not null
+        (None, {"tool__name__deeper": "exec"}, []),
+        (None, {"tool": {"name": "read"}}, [4]),
+        ("credential.read", {}, []),
+    ],
+)
+def test_events_are_found_by_kind_and_by_values_at_any_depth(kind, fields, found):
+    assert [e["seq"] for e in testing.find(EVENTS, kind, **fields)] == found
+
+
+def test_one_event_is_returned_and_otherwise_all_that_was_recorded_is_shown():
+    assert testing.one(EVENTS, "tool.call", outcome="denied")["seq"] == 3
+    with pytest.raises(AssertionError) as none:
+        testing.one(EVENTS, "tool.call", tool__name="write")
+    assert str(none.value).startswith("0 events are tool.call tool.name='write'; expected 1 of the 3 recorded:\n")
+    assert '3 tool.call denied {"tool": {"name": "exec"}, "params": {"command": "rm -rf /"}' in str(none.value)
+    with pytest.raises(AssertionError, match="2 events are tool.call.*\n  > 2 .*\n  > 3 .*\n    4 "):
+        testing.one(EVENTS, "tool.call")
+
+
+# -- certificates ----------------------------------------------------------------------------------------------------
+
+
+def test_certificates_and_a_receiver_are_all_that_a_real_delivery_needs(tmp_path):
+    files = testing.certificates(tmp_path, "agent-9")
+    with testing.Receiver(files.certificate, files.key, files.client_ca) as receiver:
+        with Recorder(receiver.address, files.client, agent="agent-9") as audit:
+            audit.record("tool.call")
+        assert [e["kind"] for e in receiver.events()][:2] == ["system.start", "tool.call"]
+        assert receiver.subjects == ["agent-9"]
+
+
+def test_the_host_without_cryptography_is_told_which_extra_makes_certificates(tmp_path):
+    script = f"import sys; sys.modules['cryptography'] = None; from clawtrail import testing; testing.certificates({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert "ConfigurationError" in done.stderr and "pip install 'clawtrail[stack]'" in done.stderr

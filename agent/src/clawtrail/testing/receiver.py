@@ -1,19 +1,4 @@
-"""For tests of agents: what was recorded, and receivers that misbehave on request.
-
-No network, no certificates:
-
-    with testing.capture() as events, testing.recorder() as audit:
-        my_agent(audit).run("delete the backups")
-    testing.one(events, "tool.call", outcome="denied", tool__name="exec")
-
-A real receiver on a free port of this machine, as a pytest fixture (needs the extra `stack`):
-
-    @pytest.fixture
-    def receiver(tmp_path):
-        files = testing.certificates(tmp_path)
-        with testing.Receiver(files.certificate, files.key, files.client_ca) as receiver:
-            yield receiver, files.client
-"""
+"""An RFC 5425 receiver that runs in this process, well or failing."""
 
 from __future__ import annotations
 
@@ -27,7 +12,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Callable, Iterable, Literal, Protocol
 
-from . import syslog
+from .. import syslog
 
 Refusal = Literal["connect", "accept", "certificate"]
 _TICK = 0.02  #: seconds: longest time until a thread sees that a setting has changed
