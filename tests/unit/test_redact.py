@@ -178,6 +178,11 @@ def test_a_reference_to_a_secret_is_no_hiding_place_for_one():
     assert secret not in str(redact({"token": {"source": "env", "id": secret}})[0])
 
 
+def test_a_lone_surrogate_in_redacted_json_is_written_out():
+    out, found = redact('{"password": "' + letters(12) + '", "x": "\\udc80"}')
+    assert json.loads(out.encode())["x"] == "\udc80" and found.count == 1
+
+
 def test_nothing_is_kept_beyond_the_part_that_was_scanned():
     once = redact("a " * SCAN_MAX)[0]
     assert once == ("a " * SCAN_MAX)[:SCAN_MAX] + f"[+{SCAN_MAX}]" == redact(once)[0]

@@ -5,6 +5,9 @@ be followed from event to event without being stored. First match wins; the late
 known values, key names, JSON inside strings, context (`Authorization:`, `NAME_TOKEN=`, `--password`), formats.
 
 No expression has an unbounded gap: the redactor stands before the gate of a tool call, so its worst case is bounded.
+
+Almost all text holds no secret, so what decides the cost of an event is how soon that is known: `_nothing_in` asks for
+the literals that each expression needs, and `Redactor.plain` remembers the short strings and keys that it asked about.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from .event import SCAN_MAX, cut, dumps
+from .event import DEPTH_MAX, INT_MAX, LEAF_MAX, SCAN_MAX, UNSURE, cut, dumps, text
 
 _G = r"(?<![A-Za-z0-9_-])"  # a token does not begin inside a word
 
@@ -28,7 +31,7 @@ def _token(pattern: str) -> re.Pattern[str]:
 
 #: class, literals of which one must be present, expression: the whole match is the secret.
 _FORMATS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
-    ("pem", ("PRIVATE KEY",), re.compile(
+    ("pem", ("-----BEGIN ",), re.compile(
         r"-----BEGIN [A-Z ]{0,24}PRIVATE KEY-----[\s\S]{0,16384}?(?:-----END [A-Z ]{0,24}PRIVATE KEY-----|\Z)")),
     ("anthropic", ("sk-ant-",), _token(r"sk-ant-[\w-]{20,200}")),
     ("openrouter", ("sk-or-",), _token(r"sk-or-v1-[0-9a-f]{32,64}")),
@@ -39,13 +42,16 @@ _FORMATS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ("google-api", ("AIza",), _token(r"AIza[\w-]{35}")),
     ("google-oauth", ("ya29.", "GOCSPX-"), _token(r"ya29\.[\w-]{20,400}|GOCSPX-[\w-]{24,60}")),
     ("aws-key-id", ("AKIA", "ASIA"), _token(r"(?:AKIA|ASIA)[A-Z2-7]{16}(?![A-Z0-9])")),
-    ("github", ("gh", "github_pat_"), _token(r"gh[oprsu]_[A-Za-z0-9]{36,255}|github_pat_\w{60,120}")),
-    ("gitlab", ("gl",), _token(r"gl(?:pat|dt|rt|ft|oas|soat|agent|ptt|cbt)-[\w.-]{20,120}")),
-    ("slack", ("xox", "xapp-"), _token(r"xox[abceoprs]-[\w.-]{10,200}|xapp-\d-[\w-]{20,200}")),
+    ("github", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), _token(r"gh[oprsu]_[A-Za-z0-9]{36,255}|github_pat_\w{60,120}")),
+    ("gitlab", ("glpat-", "gldt-", "glrt-", "glft-", "gloas-", "glsoat-", "glagent-", "glptt-", "glcbt-"), _token(
+        r"gl(?:pat|dt|rt|ft|oas|soat|agent|ptt|cbt)-[\w.-]{20,120}")),
+    ("slack", ("xoxa-", "xoxb-", "xoxc-", "xoxe-", "xoxo-", "xoxp-", "xoxr-", "xoxs-", "xapp-"), _token(
+        r"xox[abceoprs]-[\w.-]{10,200}|xapp-\d-[\w-]{20,200}")),
     ("slack-hook", ("hooks.slack",), re.compile(r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/+-]{20,120}")),
     ("discord-hook", ("/webhooks/",), re.compile(r"discord(?:app)?\.com/api/webhooks/\d{5,25}/[\w-]{40,100}")),
     ("telegram", (":A",), _token(r"\d{8,11}:A[\w-]{34}(?![\w-])")),
-    ("stripe", ("sk_", "rk_", "whsec_"), _token(r"[sr]k_(?:live|test|prod)_[A-Za-z0-9]{10,120}|whsec_[A-Za-z0-9+/=]{24,80}")),
+    ("stripe", ("sk_live_", "sk_test_", "sk_prod_", "rk_live_", "rk_test_", "rk_prod_", "whsec_"), _token(
+        r"[sr]k_(?:live|test|prod)_[A-Za-z0-9]{10,120}|whsec_[A-Za-z0-9+/=]{24,80}")),
     ("sendgrid", ("SG.",), _token(r"SG\.[\w-]{20,24}\.[\w-]{39,46}")),
     ("npm", ("npm_",), _token(r"npm_[A-Za-z0-9]{36}")),
     ("pypi", ("pypi-",), _token(r"pypi-AgE[\w-]{50,250}")),
@@ -55,7 +61,7 @@ _FORMATS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ("vault", ("hvs.", "hvb."), _token(r"hv[sb]\.[\w-]{24,200}")),
     ("digitalocean", ("_v1_",), _token(r"do[opr]_v1_[0-9a-f]{64}")),
     ("databricks", ("dapi",), _token(r"dapi[0-9a-f]{32}(?:-\d)?(?![0-9a-f])")),
-    ("jwt", ("eyJ",), _token(r"eyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,2000}")),
+    ("jwt", (".eyJ",), _token(r"eyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,2000}")),
 )  # fmt: skip
 
 _VALUE = r"(?P<secret>[^\s'\"`;&|<>]{4,512})"
@@ -77,6 +83,72 @@ _CONTEXT: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ("argument", ("curl", "sshpass"), re.compile(r"\bcurl\b[^\n]{0,400}?\s(?:-u|--user)[ =]?['\"]?[^\s:'\"]{1,128}:(?P<secret>[^\s'\"]{1,256})")),
     ("argument", ("sshpass",), re.compile(r"\bsshpass\s{1,4}-p\s{0,4}['\"]?(?P<secret>[^\s'\"]{1,256})")),
 )  # fmt: skip
+
+_SHORTEST = 15  #: characters of the shortest match of any of _FORMATS
+
+
+def _signs() -> re.Pattern[str]:
+    """One expression that finds a hint of _FORMATS wherever one of their matches stands.
+
+    It looks for the rare characters first and back from there: a search for the hints themselves would try each letter.
+    """
+    heads: dict[str, dict[tuple[bool, int, str], list[str]]] = {}
+    for _, hints, pattern in _FORMATS:
+        for hint in hints:
+            at = next((i for i, c in enumerate(hint) if c in "-_.:/"), None)
+            if at is not None:
+                begins = pattern.pattern.startswith(_G) and at > 0  # a token begins with it, so not inside of a word
+                heads.setdefault(hint[at], {}).setdefault((begins, at, hint[at + 1 :]), []).append(hint[: at + 1])
+    return re.compile("|".join(
+        re.escape(mark) + "(?:" + "|".join(
+            f"(?<={_G if begins else ''}(?:{'|'.join(map(re.escape, same))}))" + (f"(?={re.escape(rest)})" if rest else "")
+            for (begins, _, rest), same in groups.items()
+        ) + ")"
+        for mark, groups in heads.items()
+    ))  # fmt: skip
+
+
+_SIGNS = _signs()
+_UNMARKED = tuple(hint for _, hints, _ in _FORMATS for hint in hints if not set(hint) & set("-_.:/"))
+_NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?)"  # what _WORD ends with
+_ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
+_ARGUMENT = re.compile(r"-[a-z0-9-]{0,41}" + _NAMES + r"[=\s]")
+_QUERY = next(pattern for kind, _, pattern in _CONTEXT if kind == "query")
+
+
+def _nothing_in(s: str) -> bool:
+    """Whether no expression of _FORMATS and _CONTEXT matches in `s`: true is certain, false is not.
+
+    Each test below is for something that every match of its expression contains.
+    """
+    if len(s) >= _SHORTEST:
+        if _SIGNS.search(s):
+            return False
+        for hint in _UNMARKED:
+            if hint in s:
+                return False
+    low = s.lower()
+    if not s.isascii():  # as re.IGNORECASE sees them: ſ is an s, ı and İ are an i
+        low = low.replace("\u017f", "s").replace("\u0131", "i").replace("i\u0307", "i")
+    if "bearer " in low:
+        return False
+    colon, equal, dash = ":" in s, "=" in s, "-" in s
+    if not (colon or equal or dash):
+        return True
+    named = "key" in low or "token" in low or "secret" in low
+    if named or "passw" in low or "passp" in low or "credential" in low:
+        if (colon or equal) and _ASSIGNED.search(low) or dash and _ARGUMENT.search(low):
+            return False
+    if (colon or equal) and "authorization" in low or equal and ("?" in s or "&" in s) and _QUERY.search(s):
+        return False
+    if colon and ("@" in s and "://" in s or "cookie" in low or named and "x-" in low):
+        return False
+    return not (dash and ("curl" in s and "-u" in s or "sshpass" in s))
+
+
+_REMEMBERED = 4096  #: short strings and keys that a redactor remembers as harmless, before it starts anew
+_SHORT = 256  #: characters of one that is worth remembering
+_SOON = 16 * 1024  #: characters of the longest text that `plain` looks at
 
 _SECRET_KEYS = (
     "password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey",
@@ -123,11 +195,18 @@ class Redactor:
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key or os.urandom(32)
         self._known: dict[str, str] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        # New sets, never emptied ones: another thread may be about to add what it judged by the old rules.
+        self._strings: set[str] = set()
+        self._keys: set[str] = set()
 
     def learn(self, name: str, secret: str) -> None:
         """From now on `secret` is removed wherever it appears; `name` is its class. Shorter than 6: ignored."""
-        if len(secret) >= 6:
-            self._known[secret] = name
+        if len(secret) >= 6 and self._known.get(secret) != name:
+            self._known = {**self._known, secret: name}  # before the sets go, and a new one: threads walk through the old
+            self._forget()
 
     def fingerprint(self, secret: str) -> str:
         return hmac.new(self._key, secret.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:8]
@@ -150,6 +229,98 @@ class Redactor:
         if found.count:
             content = body.get("content")
             body["content"] = _with_redactions(content if isinstance(content, dict) else {"excerpt": content} if content else {}, found)
+
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """A copy of a value that holds no secret, as `event.clean` and `event.cut` leave it; UNSURE for any other.
+
+        UNSURE means nothing but to go the long way: it is also the answer to whatever is rare, such as an instance of
+        a subclass. A copy, because another thread could put a secret into the value after this look at it.
+        """
+        kind = type(value)
+        if kind is dict:
+            return self._plain_dict(value, depth)
+        if kind is str:
+            return UNSURE if value not in self._strings and not self._harmless(value) else value if len(value) <= LEAF_MAX else cut(value)
+        if kind is int:
+            return value if -INT_MAX < value < INT_MAX else UNSURE
+        if value is None or kind is bool:
+            return value
+        if kind is float:
+            return self.plain(repr(value))
+        if kind is list or kind is tuple:
+            return self._plain_list(value, depth)
+        return UNSURE
+
+    def _plain_dict(self, value: dict[Any, Any], depth: int) -> Any:
+        if depth >= DEPTH_MAX:
+            return UNSURE
+        out, keys, strings = value.copy(), self._keys, self._strings
+        for k, v in out.items():
+            if type(k) is not str or k not in keys and not self._harmless_key(k):
+                return UNSURE
+            kind = type(v)
+            if kind is str:
+                if v in strings:
+                    continue
+                if not self._harmless(v):
+                    return UNSURE
+                if len(v) > LEAF_MAX:
+                    out[k] = cut(v)
+            elif kind is int:
+                if not -INT_MAX < v < INT_MAX:
+                    return UNSURE
+            elif v is not None and kind is not bool:
+                v = self.plain(v, depth + 1)
+                if v is UNSURE:
+                    return UNSURE
+                out[k] = v
+        return out
+
+    def _plain_list(self, value: list[Any] | tuple[Any, ...], depth: int) -> Any:
+        if depth >= DEPTH_MAX:
+            return UNSURE
+        out = list(value)
+        for i, v in enumerate(out):
+            if type(v) is str and v[:1] == "-" and v not in self._keys and not self._harmless_key(v):
+                return UNSURE  # an option, and the next item is its secret
+            out[i] = v = self.plain(v, depth + 1)
+            if v is UNSURE:
+                return UNSURE
+        return out
+
+    def _harmless(self, s: str) -> bool:
+        strings = self._strings  # before anything is judged: see `_forget`
+        if len(s) > _SOON:
+            return False
+        if len(s) >= 6:
+            for secret in self._known:
+                if secret in s:
+                    return False
+            if s[0] in "{[" and s[-1] in "}]" or not _nothing_in(s):
+                found = Found()
+                if self.string(s, found) != s or found.count:
+                    return False
+        if not s.isascii():
+            try:
+                s.encode()
+            except UnicodeEncodeError:
+                return False
+        if len(s) <= _SHORT:
+            if len(strings) < _REMEMBERED:
+                strings.add(s)
+            else:
+                self._strings = set()
+        return True
+
+    def _harmless_key(self, key: str) -> bool:
+        keys = self._keys
+        if len(key) > _SHORT or _is_secret_key(key) or not self._harmless(key):
+            return False
+        if len(keys) < _REMEMBERED:
+            keys.add(key)
+        else:
+            self._keys = set()
+        return True
 
     def value(self, value: Any, found: Found, key: str = "") -> Any:
         """The value, as deep as it goes, without its secrets; what was removed is added to `found`."""
@@ -180,7 +351,7 @@ class Redactor:
         Never raises: a text that could not be redacted is not passed on, the class `redactor-failed` tells.
         """
         try:
-            return self._string(s, found)
+            return s if s in self._strings else self._string(s, found)
         except Exception as e:
             found.count += 1
             found.classes += [] if "redactor-failed" in found.classes else ["redactor-failed"]
@@ -195,6 +366,9 @@ class Redactor:
                 s = s.replace(secret, self._mark(name, secret, found))
         if s[0] in "{[" and s[-1] in "}]":
             s = self._inside_json(s, found)
+        return s if _nothing_in(s) else self._expressions(s, found)
+
+    def _expressions(self, s: str, found: Found) -> str:
         low = s.lower()
         for kind, hints, pattern in _FORMATS:
             if any(h in s for h in hints):
@@ -208,7 +382,7 @@ class Redactor:
         inside = Found()
         try:
             redacted = self.value(json.loads(s), inside)
-            out = json.dumps(redacted, ensure_ascii=False) if inside.count else s
+            out = text(json.dumps(redacted, ensure_ascii=False)) if inside.count else s  # an escape may have become a lone surrogate
         except (ValueError, RecursionError):  # no JSON, or nested too deep for us: the later layers read it as text
             return s
         found.merge(inside)
