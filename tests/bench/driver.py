@@ -58,7 +58,7 @@ class Driver:
         try:
             result = json.loads(output.splitlines()[-1])
         except (IndexError, ValueError):
-            why = " ".join(output.split("\n")[-2:]).strip() or f"not finished within {bound:.0f} s"
+            why = output.strip().rsplit("\n", 1)[-1]
             say(f"{measurement.replace('_', ' ')}: {peer}: {why}", failed=True)
             return {"failed": why}
         assert isinstance(result, dict)
@@ -79,7 +79,7 @@ class Driver:
         report, bound = self.work / f"{name}.xml", 60 if self.quick else 240
         output = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(path)], TESTS, bound)
         if not report.is_file():
-            return 0, 0, output.strip().rsplit("\n", 1)[-1] or f"not finished within {bound} s"
+            return 0, 0, output.strip().rsplit("\n", 1)[-1]
         suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
         counts = {k: sum(int(s.get(k, "0")) for s in suites) for k in ("tests", "failures", "errors", "skipped")}
         passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
@@ -88,7 +88,7 @@ class Driver:
 
 
 def run(command: list[str], folder: Path, bound: float, **environment: str) -> str:
-    """What the command printed, errors after the output when it failed. It and all it started end after `bound` seconds."""
+    """What the command printed, and its errors when it failed. It and all that it started end after `bound` seconds."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -104,7 +104,7 @@ def run(command: list[str], folder: Path, bound: float, **environment: str) -> s
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return ""
+        return f"not finished within {bound:.0f} s"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

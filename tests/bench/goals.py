@@ -45,7 +45,7 @@ def _goal(key: str, title: str) -> Callable[[_Lines], _Lines]:
 
 
 def _micro(value: float) -> str:
-    return f"{value:,.1f} µs" if value < 10_000 else f"{value / 1000:,.1f} ms"
+    return f"{value:,.1f} µs" if value < 1000 else f"{value / 1000:,.2f} ms"
 
 
 def _rate(value: float) -> str:
@@ -193,6 +193,8 @@ def _blocked(runs: Runs, what: str, peers: tuple[str, ...]) -> Iterator[Line]:
     for peer in peers:
         theirs = median(runs, peer, "longest_ms")
         yield Line(f"{what}: longest emit", _milli(mine) if mine is not None else "", peer, _milli(theirs) if theirs is not None else "not run")
+    if (waited := median(runs, OURS, "longest_waited_for_cpu_ms")) is not None:
+        yield Line(f"{what}: of it waiting for a processor", _milli(waited))
 
 
 @_goal("outage", "the receiver is away for 10 s at 1,000/s")

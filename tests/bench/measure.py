@@ -10,11 +10,13 @@ import json
 import logging
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Any, Callable
 
@@ -23,6 +25,7 @@ from .peers import OURS, PEERS, Place, Subject
 from .stage import TESTS, Sink, eventually, judge
 
 WARM_UP = 300
+SETTLED = 3.0  #: seconds without a delivery at a healthy sink: what is missing was dropped
 EXIT_EVENTS = 500
 EXIT_BOUND = 45.0  #: seconds after which a peer that does not leave is killed
 
@@ -65,18 +68,18 @@ class Scene:
 
         return take
 
-    def drained(self, want: int, bound: float) -> tuple[int, int]:
-        """Waits until the sink has read `want` events more than the warm-up, or nothing comes any more.
+    def drained(self, want: int, bound: float, patience: float | None = None) -> tuple[int, int]:
+        """Waits until the sink has read `want` events more than the warm-up, or for `patience` seconds nothing came.
 
         Returns the moment (perf_counter_ns) and the processor time (process_time_ns) of the last progress.
         """
         seen, moment, spent = self.sink.count(), time.perf_counter_ns(), time.process_time_ns()
         if self.name == "null":
             return moment, spent
-        deadline = time.monotonic() + bound
+        deadline, patience = time.monotonic() + bound, patience or self.peer.patience
         while seen < want + self.warm and time.monotonic() < deadline:
             quiet = time.perf_counter_ns() - moment
-            if quiet > self.peer.patience * 1e9:
+            if quiet > patience * 1e9:
                 break
             time.sleep(0.002 if quiet < 1e8 else 0.05)
             if (count := self.sink.count()) != seen:
@@ -124,7 +127,7 @@ def burst(scene: Scene, n: int) -> Result:
         call(*args, **options)
         took[i] = now() - before
     thread = time.thread_time_ns() - thread
-    ended, spent = scene.drained(n, 60)
+    ended, spent = scene.drained(n, 60, SETTLED)
     outcome = scene.verdict(n)
     return {
         "n": n,
@@ -160,7 +163,7 @@ def threads(scene: Scene, n: int, count: int) -> Result:
         thread.start()
     for thread in running:
         thread.join()
-    scene.drained(n, 60)
+    scene.drained(n, 60, SETTLED)
     return {"n": n, **quantiles([t for one in took for t in one]), **scene.verdict(n)}
 
 
@@ -175,7 +178,7 @@ def idle(scene: Scene, n: int) -> Result:
         time.sleep(0.02)
         began.append(time.monotonic_ns())
         subject.call(*args, **options)
-    scene.drained(n, 30)
+    scene.drained(n, 30, SETTLED)
     read = scene.sink.stamps()
     return {"n": n, **quantiles([read[i] - began[i] for i in range(n) if i in read]), **scene.verdict(n)}
 
@@ -195,7 +198,7 @@ def paced(scene: Scene, n: int, rate: int) -> Result:
         took[i] = time.perf_counter_ns() - before
     time.sleep(0.05)
     process = time.process_time_ns() - process
-    scene.drained(n, 30)
+    scene.drained(n, 30, SETTLED)
     return {"n": n, **quantiles(took), "process_cpu": process / n / 1e3, **scene.verdict(n)}
 
 
@@ -215,45 +218,45 @@ def pace(n: int, rate: int) -> Any:
 def outage(scene: Scene, rate: int, before: float, away: float, after: float) -> Result:
     """The sink is killed, and comes back after `away` seconds."""
     steps = [(before, scene.step("kill")), (before + away, scene.step("start"))]
-    return faulty(scene, rate, before + away + after, steps, before)
+    return faulty(scene, rate, before + away + after, steps, before, away)
 
 
 def hang(scene: Scene, rate: int, before: float, away: float, after: float) -> Result:
     """The sink stops reading and keeps its connections, for `away` seconds."""
     steps = [(before, scene.step("stop")), (before + away, scene.step("go_on"))]
-    return faulty(scene, rate, before + away + after, steps, before)
+    return faulty(scene, rate, before + away + after, steps, before, away)
 
 
 def hang_kill(scene: Scene, rate: int, before: float, away: float, after: float) -> Result:
     """The sink stops reading for `away` seconds and dies with all that lies in its buffers; it is back 2 s later."""
     died = before + away
     steps = [(before, scene.step("stop")), (died, scene.step("kill")), (died + 2, scene.step("start"))]
-    return faulty(scene, rate, died + 2 + after, steps, before)
+    return faulty(scene, rate, died + 2 + after, steps, before, away)
 
 
 def partition(scene: Scene, rate: int, before: float, away: float, after: float) -> Result:
     """Packets vanish for `away` seconds, and the sink dies meanwhile. Needs a network namespace of its own."""
 
     steps = [(before, scene.step("part")), (before + away, scene.step("kill", "join", "start"))]
-    return faulty(scene, rate, before + away + after, steps, before)
+    return faulty(scene, rate, before + away + after, steps, before, away)
 
 
-def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Callable[[], None]]], fault: float) -> Result:
+def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Callable[[], None]]], fault: float, away: float) -> Result:
     """Emits at a steady rate while the steps are taken at their times; then waits for what still comes.
 
-    `fault`: seconds until the receiver is no receiver any more, from which our detection of it is timed.
+    `fault`: seconds until the receiver is no receiver any more, from which our detection of it is timed; it lasts `away`
+    seconds, and what is accepted in them is the payload that has to be held.
     """
     subject = scene.subject()
     wanted = int(rate * lasts)
     work = prepared(subject, wanted)
     scene.warm_up(subject)
     taken = threading.Event()
-    took: list[int] = []
-    waits: list[int] = []
-    raised = 0
+    took, waits = array("q", bytes(8 * wanted)), array("q", bytes(8 * wanted))  # made before memory is looked at
+    sent = raised = 0
     settle()
-    base, size = memory(), accepted_bytes(subject)
-    peak, peak_size, looked = dict(base), size, 0.0
+    base, held = memory(), [0, 0]
+    peak, looked = dict(base), 0.0
     detected: float | None = None
     began = time.monotonic()
 
@@ -275,11 +278,12 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
             if at - looked > 0.1:
                 looked = at
                 now = memory()
-                if now["anonymous"] > peak["anonymous"]:
-                    peak_size = accepted_bytes(subject)
                 peak = {k: max(v, now[k]) for k, v in peak.items()}
-                if detected is None and at > fault and scene.peer.ours and not subject.stats()["connected"]:
-                    detected = at - fault
+                if scene.peer.ours:
+                    stats = subject.stats()
+                    held = [stats["accepted_bytes"] if at <= moment else v for moment, v in zip((fault, fault + away), held)]
+                    if detected is None and at > fault and not stats["connected"]:
+                        detected = at - fault
             args, options = work[i]
             waited = int(schedule.read().split()[1])
             schedule.seek(0)
@@ -288,18 +292,17 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
                 subject.call(*args, **options)
             except Exception:
                 raised += 1
-            took.append(time.perf_counter_ns() - before)
-            waits.append(int(schedule.read().split()[1]) - waited)
+            took[i] = time.perf_counter_ns() - before
+            waits[i] = int(schedule.read().split()[1]) - waited
             schedule.seek(0)
+            sent += 1
     taken.wait(10)
-    scene.drained(len(took), 40)
-    stats = subject.stats()
-    longest = max(range(len(took)), key=took.__getitem__)
-    payload = peak_size - size if scene.peer.ours else None
+    scene.drained(sent, 40)
+    longest = max(range(wanted), key=took.__getitem__)
     return {
         "wanted": wanted,
-        "sent": len(took),
-        **scene.verdict(len(took)),
+        "sent": sent,
+        **scene.verdict(sent),
         "longest_ms": took[longest] / 1e6,
         "longest_waited_for_cpu_ms": waits[longest] / 1e6,
         "over_10_ms": sum(t > 10e6 for t in took),
@@ -308,8 +311,8 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
         "detected_s": detected,
         "anonymous": peak["anonymous"] - base["anonymous"],
         "mapped": peak["mapped"] - base["mapped"],
-        "payload": payload,
-        "stats": stats,
+        "payload": held[1] - held[0] if scene.peer.ours else None,
+        "stats": subject.stats(),
     }
 
 
@@ -322,10 +325,6 @@ def memory() -> dict[str, int]:
             if name in ("RssAnon", "RssFile"):
                 found["anonymous" if name == "RssAnon" else "mapped"] = int(value.split()[0]) * 1024
     return found
-
-
-def accepted_bytes(subject: Subject) -> int:
-    return int(subject.stats().get("accepted_bytes", 0))
 
 
 # -- exit ------------------------------------------------------------------------------------------------------
@@ -448,6 +447,8 @@ def main() -> None:
         result = MEASUREMENTS[name](scene, **given)
     finally:
         scene.sink.end()
+        shutil.rmtree(scene.sink.folder, ignore_errors=True)
+        shutil.rmtree(scene.spool, ignore_errors=True)
     print(json.dumps(result), flush=True)
     os._exit(0)  # how a peer leaves is a measurement of its own; here none may keep the run from going on
 

@@ -25,12 +25,23 @@ def cells(line: Line) -> tuple[str, ...]:
     return line.what, line.ours, line.peer, line.theirs, ratio, line.goal, holds
 
 
+def rows(lines: list[Line]) -> list[tuple[str, ...]]:
+    """The header and the lines; what a line shares with the one above it is said once."""
+    found: list[tuple[str, ...]] = [COLUMNS]
+    above = ("", "")
+    for line in lines:
+        row = cells(line)
+        found.append(("", "", *row[2:]) if row[:2] == above else row)
+        above = (row[0], row[1])
+    return found
+
+
 def text(lines: list[Line]) -> str:
-    rows = [COLUMNS, *map(cells, lines)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    shown = rows(lines)
+    widths = [max(len(row[i]) for row in shown) for i in range(len(COLUMNS))]
     widths[1] = min(widths[1], 24)
     out = []
-    for row in rows:
+    for row in shown:
         fitted = [c if len(c) <= w else textwrap.shorten(c, w, placeholder="…") for c, w in zip(row, widths)]
         out.append("  ".join(c.ljust(w) for c, w in zip(fitted, widths)).rstrip())
         if row is COLUMNS:
@@ -47,7 +58,7 @@ def summary(lines: list[Line]) -> str:
 
 def markdown(lines: list[Line], report: dict[str, Any]) -> str:
     machine = report["machine"]
-    rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (COLUMNS, *map(cells, lines))]
+    head, *body = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows(lines)]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     return f"""# Benchmarks
 
@@ -70,9 +81,9 @@ the kernel takes back as it likes, stand beside it. The longest emit includes wh
 
 {summary(lines)}.
 
-| {rows[0]} |
+| {head} |
 |{" --- |" * len(COLUMNS)}
-""" + "".join(f"| {row} |\n" for row in rows[1:])
+""" + "".join(f"| {row} |\n" for row in body)
 
 
 def report(lines: list[Line], rounds: int, quick: bool, machine: dict[str, Any], measurements: dict[str, Any]) -> dict[str, Any]:
