@@ -23,7 +23,7 @@ from clawtrail import Recorder
 from clawtrail.forwarder import Forwarder
 logging.basicConfig(level="INFO", stream=sys.stderr)
 port, tls, path, uid, main, queue = sys.argv[1:]
-with Recorder(("127.0.0.1", int(port)), tls, agent="agent-1", queue_bytes=int(queue)) as recorder:
+with Recorder(("127.0.0.1", int(port)), tls, agent="agent-1", quota=int(queue)) as recorder:
     asyncio.run(Forwarder(recorder, path, int(uid) if uid else None, main_process=main == "main").serve())
 """
 

@@ -167,8 +167,8 @@ class Broken:
 
 
 def test_a_text_that_the_redactor_breaks_on_is_not_stored_and_the_event_is(receiver, recorder, monkeypatch):
-    monkeypatch.setattr(redact, "_FORMATS", (("any", ("the-text",), Broken()),))
-    record(recorder, 1, session="s-1", content={"excerpt": "the-text that nobody may see"})
+    monkeypatch.setattr(redact, "_FORMATS", (("any", ("ghp_",), Broken()),))
+    record(recorder, 1, session="s-1", content={"excerpt": "ghp_text that nobody may see"})
     event = eventually(lambda: receiver.events("tool.call"), state=recorder.stats)[0]
     assert event["session"] == "s-1" and event["params"] == {"i": 1}
     assert event["content"]["excerpt"].startswith("[withheld: the redactor failed (MemoryError) on 28 characters")
@@ -180,7 +180,7 @@ def test_an_event_that_the_redactor_breaks_on_is_stored_as_its_size_and_the_fact
         raise RecursionError("on purpose")
 
     monkeypatch.setattr(recorder.redactor, "value", broken)
-    record(recorder, 1, session="s-1", content={"excerpt": "nobody may see this"})
+    record(recorder, 1, session="s-1", content={"excerpt": "nobody may see token=this1234"})
     event = eventually(lambda: receiver.events("tool.call"), state=recorder.stats)[0]
     assert event["error"] == {"type": "redaction", "message": "the redactor failed: RecursionError"}
     assert event["content"].keys() == {"size"} and event["content"]["size"] > 19
@@ -248,7 +248,7 @@ def test_events_recorded_before_the_receiver_exists_arrive_when_it_does(receiver
     for i in range(50):
         record(recorder, i)
     eventually(lambda: "refused" in recorder.stats()["last_error"], state=recorder.stats)
-    assert recorder.stats()["accepted"] == recorder.stats()["queued"] == 51
+    assert recorder.stats()["accepted"] == recorder.stats()["spooled"] == 51
     receiver.start()
     eventually(lambda: len(receiver.events()) >= 51, state=recorder.stats)
     assert payloads(receiver) == list(range(50)) and recorder.stats()["last_error"] == ""
@@ -299,47 +299,48 @@ def fill(recorder, size=1000):
 
 def test_a_full_queue_refuses_counts_and_says_so_when_there_is_room_again(receiver, make_recorder):
     receiver.kill()
-    recorder = make_recorder(receiver.address, queue_bytes=50_000, full_timeout=0.05)
+    recorder = make_recorder(receiver.address, quota=1 << 20, full_timeout=0.05)
     accepted, error = fill(recorder)
-    assert re.search(r"the queue is full: \d+ bytes wait for 127\.0\.0\.1:\d+ .*; the event was not accepted", str(error))
+    assert re.search(r"the spool is full: \d+ of \d+ bytes wait for the receiver .*refused.*; the event was not accepted", str(error))
     for _ in range(2):
         with pytest.raises(QueueFull):
             record(recorder, "refused", content={"excerpt": "x" * 1000})
     stats = recorder.stats()
-    assert stats["dropped"] == {"queue-full": 3} and stats["queue_bytes"] <= 50_000
-    assert stats["accepted"] == accepted + 1 == stats["proven"] + stats["queued"]
+    assert stats["refused"] == {"quota": 3} and stats["dropped"] == {} and stats["spool_bytes"] <= 1 << 20
+    assert stats["accepted"] == accepted + 2 == stats["proven"] + stats["spooled"]  # with the start, and the report of the full spool
     receiver.start()
-    eventually(lambda: len(receiver.events()) >= accepted + 1, state=recorder.stats)
+    eventually(lambda: recorder.stats()["proven"] > 10, state=recorder.stats)
     record(recorder, "after")
     record(recorder, "and on")
     eventually(lambda: "and on" in payloads(receiver), state=recorder.stats)
-    drop, after, _ = receiver.events()[-3:]
-    assert drop["kind"] == "system.drop" and drop["outcome"] == "failure"
-    assert drop["dropped"]["n"] == 3 and drop["dropped"]["reason"] == "queue-full" and drop["dropped"]["from"] < after["ts"]
-    assert payloads(receiver) == [*range(accepted), "after", "and on"] and len(receiver.events("system.drop")) == 1
+    full, drop, after, _ = receiver.events()[-4:]
+    assert full["kind"] == drop["kind"] == "system.drop" and full["outcome"] == drop["outcome"] == "failure"
+    assert full["dropped"]["n"] == 1 and drop["dropped"]["n"] == 2 and drop["dropped"]["reason"] == "quota"
+    assert full["dropped"]["from"] < drop["dropped"]["from"] <= drop["dropped"]["to"] < after["ts"] and "first" not in drop["dropped"]
+    assert payloads(receiver) == [*range(accepted), "after", "and on"]
 
 
 def test_a_writer_that_waits_for_room_gets_it_as_soon_as_the_receiver_is_back(receiver, make_recorder):
     receiver.kill()
-    recorder = make_recorder(receiver.address, queue_bytes=50_000, full_timeout=0.01)
+    recorder = make_recorder(receiver.address, quota=1 << 20, full_timeout=0.01)
     accepted, _ = fill(recorder)
-    recorder._full_timeout = 30.0
+    recorder.full_timeout = 30.0
     waiter = threading.Thread(target=lambda: record(recorder, "waited", content={"excerpt": "x" * 1000}))
     waiter.start()
     receiver.start()
     waiter.join(15)
     assert not waiter.is_alive()
     eventually(lambda: "waited" in payloads(receiver), state=recorder.stats)
-    assert recorder.stats()["dropped"] == {"queue-full": 1}
+    assert recorder.stats()["refused"] == {"quota": 1} and recorder.stats()["dropped"] == {}
 
 
 def test_recording_in_an_event_loop_never_blocks_it(receiver, make_recorder):
     receiver.kill()
-    recorder = make_recorder(receiver.address, queue_bytes=200_000, full_timeout=30.0)
+    recorder = make_recorder(receiver.address, quota=1 << 20, full_timeout=30.0)
 
     async def agent():
         worst, refused = 0.0, 0
-        for i in range(1000):
+        for i in range(2000):
             began = time.monotonic()
             try:
                 record(recorder, i, content={"excerpt": "x" * 1000})
@@ -359,11 +360,11 @@ def test_accepted_is_proven_plus_queued_at_every_moment_and_proof_is_never_taken
         last = 0
         while not done.is_set():
             stats = recorder.stats()
-            if not last <= stats["proven"] <= stats["accepted"] or stats["queued"] > stats["accepted"]:
+            if not last <= stats["proven"] <= stats["accepted"] or stats["spooled"] > stats["accepted"]:
                 wrong.append((last, stats))
             last = stats["proven"]
 
-    recorder._queue.window = 2000
+    recorder._outbox.window = 2000
     looker = threading.Thread(target=look)
     looker.start()
     for i in range(2000):
@@ -392,12 +393,12 @@ def test_close_proves_that_the_receiver_has_read_everything(receiver, recorder):
     for i in range(500):
         record(recorder, i)
     assert recorder.close() is True
-    assert recorder.stats()["queued"] == 0 and receiver.clean_ends == 1
+    assert recorder.stats()["spooled"] == 0 and receiver.clean_ends == 1
     assert payloads(receiver) == list(range(500)) and receiver.events()[-1]["kind"] == "system.stop"
     assert recorder.close() is True
     with pytest.raises(QueueFull, match="the recorder is closed"):
         record(recorder, "late")
-    assert recorder.stats()["dropped"] == {"closed": 1}
+    assert recorder.stats()["refused"] == {"closed": 1}
 
 
 def test_a_recorder_that_recorded_nothing_sends_nothing(receiver, make_recorder):
@@ -420,7 +421,7 @@ def test_close_is_bounded_while_the_receiver_is(fault, receiver, make_recorder, 
     began = time.monotonic()
     assert recorder.close(0.5) is False
     assert time.monotonic() - began < 1.5 + 2.0  # the close itself, and a slow machine
-    assert recorder.stats()["queued"] > 0
+    assert recorder.stats()["spooled"] > 0
 
 
 def test_a_closed_recorder_gives_its_descriptors_and_its_thread_back(receiver, make_recorder):
@@ -439,7 +440,7 @@ def test_a_closed_recorder_gives_its_descriptors_and_its_thread_back(receiver, m
 SCRIPT = """
 import sys
 from clawtrail import Recorder
-recorder = Recorder(("127.0.0.1", int(sys.argv[1])), sys.argv[2], agent="agent-1")
+recorder = Recorder(("127.0.0.1", int(sys.argv[1])), sys.argv[2], agent="agent-1", minimum_version="TLSv1.2")
 for i in range(int(sys.argv[3])):
     recorder.record("tool.call", "attempt", params={"i": i})
 END

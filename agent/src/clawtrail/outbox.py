@@ -61,13 +61,14 @@ class Outbox:
         self.own: Spool | None = None
         self.adopted = 0  #: events that dead processes left
         self._overlap = overlap
-        self._segment_size = max(64 << 10, min(4 << 20, quota // 8)) + RESERVE
+        self._segment_size = min(4 << 20, quota // 8) + RESERVE
         self._foreign: list[Spool] = []
         self._sent: deque[Batch] = deque()
         self._kept: deque[Batch] = deque()  # proven, and in the window all the same
         self._sent_bytes = self._kept_bytes = 0
         self._foreign_bytes = self._freed = 0
         self._room = threading.Condition()
+        self._full = False
         self._next_look = 0.0
         self._sync_lock = threading.Lock()
         self._synced = 0
@@ -84,7 +85,7 @@ class Outbox:
         """Takes one frame. Raises SpoolFull or SpoolError, and takes nothing. `reserved`: quota and reserve stand open."""
         own = self.own
         assert own is not None
-        if not reserved and self.used + len(frame) > self.quota:
+        if not reserved and (self._full or self.used + len(frame) > self.quota):
             self._make_room(len(frame))
         own.append(seq, frame, reserved)
         now = time.monotonic()
@@ -98,14 +99,15 @@ class Outbox:
         return (self.own.stored if self.own else 0) - self._freed + self._foreign_bytes
 
     def _make_room(self, size: int) -> None:
-        if time.monotonic() >= self._next_look:
+        wanted = size + (self.quota // 8 if self._full else 0)  # full is full until there is room for more than one
+        if not self._full or time.monotonic() >= self._next_look:
             with self._room:
-                while self.used + size > self.quota:
-                    if not self._release(float("inf")):
-                        self._next_look = time.monotonic() + _RETRY
-                        break
-                else:
-                    return
+                while self.used + wanted > self.quota and self._release(float("inf")):
+                    pass
+            self._full = self.used + wanted > self.quota
+            self._next_look = time.monotonic() + _RETRY
+            if not self._full:
+                return
         raise SpoolFull(f"the spool is full: {self.used} of {self.quota} bytes wait for the receiver", "quota")
 
     def wait_for_room(self, timeout: float) -> None:

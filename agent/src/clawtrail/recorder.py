@@ -135,8 +135,8 @@ class Recorder:
             raise ConfigurationError("agent is empty; expected the name in the client certificate")
         _one_of("durability", durability, DURABILITIES)
         _one_of("when_full", when_full, POLICIES)
-        if quota < 1 << 16:
-            raise ConfigurationError(f"quota {quota}; expected bytes, at least 65536")
+        if quota < 1 << 20:
+            raise ConfigurationError(f"quota {quota}; expected bytes, at least {1 << 20}")
         if window is not None and not 0 <= window <= quota // 2:
             raise ConfigurationError(f"window {window}; expected bytes, at most half of the quota ({quota // 2})")
         self.endpoints = _endpoints(address)

@@ -343,6 +343,7 @@ class Shipper:
             log.warning("%s", e)
         if self._better is not None:
             self._better[1].abort()
+        self._bell = Bell.deaf()
 
     def __repr__(self) -> str:
         state = f"connected to {self.endpoint}" if self.connected else self.last_error or "not connected"
@@ -353,12 +354,20 @@ class Bell:
     """Wakes a thread that polls."""
 
     def __init__(self) -> None:
+        self._r = self._w = -1
         if hasattr(os, "eventfd"):
             self._r = self._w = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         else:
             self._r, self._w = os.pipe()
             for fd in (self._r, self._w):
                 os.set_blocking(fd, False)
+
+    @classmethod
+    def deaf(cls) -> Bell:
+        """One without a descriptor, for when nobody listens any more."""
+        bell = cls.__new__(cls)
+        bell._r = bell._w = -1
+        return bell
 
     def fileno(self) -> int:
         return self._r
@@ -376,7 +385,7 @@ class Bell:
             pass
 
     def __del__(self) -> None:  # not before: whoever rings must not meet a descriptor that means something else by now
-        for fd in {self._r, self._w}:
+        for fd in {self._r, self._w} - {-1}:
             os.close(fd)
 
 

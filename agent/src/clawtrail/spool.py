@@ -487,6 +487,7 @@ class Spool:
         if self.active is not None:
             self.active.seal(keep_open=False)
             self.active = None
+        self.rewind()
         try:
             self.save()
         finally:
