@@ -313,10 +313,13 @@ def test_a_logging_configuration_for_production_is_tested_without_its_certificat
     asked, before = [], threading.enumerate()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: asked.append(a) or [])
     handler = {"()": "clawtrail.TLSSysLogHandler", "address": ["logs.example", 6514], "cafile": "/etc/clawtrail/ca.crt", "agent": "a-7"}
+    log = logging.getLogger("agent.tested")
+    config = {"handlers": {"audit": handler}, "loggers": {log.name: {"handlers": ["audit"], "level": "INFO"}}}
     with testing.capture() as events:
-        logging.config.dictConfig({"version": 1, "handlers": {"audit": handler}, "loggers": {"agent.tested": {"handlers": ["audit"], "level": "INFO"}}})
-        logging.getLogger("agent.tested").info("it ran", extra={"kind": "tool.call", "tool": "exec"})
-        logging.config.dictConfig({"version": 1})
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **config})
+        log.info("it ran", extra={"kind": "tool.call", "tool": "exec"})
+        log.removeHandler(handler := log.handlers[0])
+        handler.close()
     assert testing.one(events, tool__name="exec")["agent"]["name"] == "a-7"
     assert not asked and [t for t in threading.enumerate() if t not in before] == []
 
