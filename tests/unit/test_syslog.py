@@ -10,7 +10,7 @@ from clawtrail import syslog
 from clawtrail.errors import ClawtrailError
 from receiver import parse_message, split_frames
 
-_PRINTABLE = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=80)
+_PRINTABLE = st.text(st.characters(categories=("L", "N", "P", "S")), max_size=64)
 _HEADER = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=32)
 _NAMES = st.text(string.ascii_letters + string.digits + "_.-", min_size=1, max_size=32)
 

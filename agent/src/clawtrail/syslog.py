@@ -14,6 +14,7 @@ _Key = TypeVar("_Key")
 FACILITY = 13  #: log audit, RFC 5424 section 6.2.1
 SD_ID = "audit@32473"  #: 32473 is the enterprise number reserved for documentation, RFC 5612
 FRAME_MAX = 48 * 1024  #: bytes; a receiver closes the connection on a frame over its own limit
+VALUE_MAX = 256  #: bytes of one PARAM-VALUE; the receiver stores no more of an id, and would cut inside of a character
 _NOT_PRINTUSASCII = re.compile(r"[^\x21-\x7e]")
 _SD_NAME = re.compile(r"""[!#-<>-\\^-~]{1,32}""")
 _OWN_SD_ID = re.compile(r"""(?=.{3,32}\Z)[!#-<>-?A-\\^-~]+@\d+(?:\.\d+)*""", re.ASCII)
@@ -40,6 +41,8 @@ def header_field(value: str, limit: int) -> str:
 def structured_data(params: dict[str, str], sd_id: str = SD_ID) -> str:
     """One SD-ELEMENT (section 6.3); `"`, `\\` and `]` are escaped, control characters become spaces.
 
+    A value ends after VALUE_MAX bytes at the latest, between two characters.
+
     Raises ConfigurationError for an SD-ID or a PARAM-NAME that is none.
     """
     return f"[{_own_sd_id(sd_id)}{_written(params.items())}]" if params else "-"
@@ -50,7 +53,14 @@ def _written(params: Iterable[tuple[str, str]]) -> str:
 
 
 def _param_value(value: str) -> str:
-    return _CONTROL.sub(" ", value).translate(_SD_ESCAPE) if _NOT_AS_IS.search(value) else value
+    if _NOT_AS_IS.search(value):
+        value = _CONTROL.sub(" ", value)
+        return _cut(value).translate(_SD_ESCAPE)
+    return _cut(value)
+
+
+def _cut(value: str) -> str:
+    return value if len(value) * 4 <= VALUE_MAX else value.encode()[:VALUE_MAX].decode("utf-8", "ignore")
 
 
 def _param_name(name: str) -> str:
