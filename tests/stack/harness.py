@@ -128,6 +128,7 @@ class Stack:
         return folder
 
     def recorder(self, name: str, **options: Any) -> Recorder:
+        options.setdefault("spool", self.folder / "spool")
         return Recorder(self.receiver, options.pop("tls", None) or self.client(name), agent=options.pop("agent", name), **options)
 
     # -- the agent -----------------------------------------------------------------------------------------------

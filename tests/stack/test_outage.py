@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -82,3 +83,32 @@ def test_a_store_that_stops_for_10_s_under_load_loses_nothing(running: Stack) ->
     assert recorder.close(20), recorder.stats()
     running.wait_healthy("loki")
     assert_all_stored_once(running, load, session)
+
+
+SPEAK = """
+import json, socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.connect("/run/clawtrail/audit.sock")
+lines = sock.makefile("rwb")
+for n in range(int(sys.argv[2])):
+    lines.write(json.dumps({"n": n, "kind": "tool.call", "outcome": "attempt", "session": sys.argv[1], "params": {"i": n}}).encode() + b"\\n")
+lines.flush()
+print(sum(json.loads(lines.readline()) == {"ack": n} for n in range(int(sys.argv[2]))))
+"""
+
+
+@pytest.mark.stops("syslog-ng", "forwarder")
+def test_what_the_forwarder_acknowledged_outlives_its_kill_while_the_receiver_is_away(running: Stack) -> None:
+    session = f"spooled-{uuid.uuid4().hex[:8]}"
+    receiver, forwarder = running.container("syslog-ng"), running.container("forwarder")
+    receiver.kill("SIGKILL")
+    eventually(lambda: running.container("syslog-ng").status == "exited", what="receiver stopped")
+    said = forwarder.exec_run(["python3", "-c", SPEAK, session, "50"], user="1000")
+    assert said.output.split() == [b"50"], said.output
+    forwarder.kill("SIGKILL")
+    eventually(lambda: running.container("forwarder").status == "exited", what="forwarder killed")
+    receiver.start()
+    forwarder.start()
+    stored = running.find(f'{{job="audit", agent="openclaw"}} | session="{session}"', 50, 60)
+    assert sorted(json.loads(e.line)["params"]["i"] for e in stored) == list(range(50))
+    assert len({json.loads(e.line)["epoch"] for e in stored}) == 1

@@ -196,16 +196,16 @@ def test_a_line_without_end_is_refused_and_the_next_client_is_served(start, rece
 
 
 def test_a_full_queue_is_answered_with_retry_and_the_record_is_taken_later(start, receiver):
-    running = start(queue=20_000)
+    running = start()
     client = Client(running.path)
     assert client.ask(call(0)) == {"ack": 0}
     receiver.kill()
     refused = None
-    for n in range(1, 200):
+    for n in range(1, 5000):
         if "ok" in (answer := client.ask(call(n, rid=str(n)))):
             refused = n, answer
             break
-    assert refused and refused[1]["retry"] is True and "the queue is full" in refused[1]["error"]
+    assert refused and refused[1]["retry"] is True and "the spool is full" in refused[1]["error"]
     receiver.start()
     eventually(lambda: client.ask(call(refused[0], rid=str(refused[0]))) == {"ack": refused[0]})
     eventually(lambda: len(commands(receiver)) >= refused[0] + 1)

@@ -11,11 +11,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 from . import __version__
 from .errors import ClawtrailError, ConfigurationError, StoreError
-from .recorder import Recorder
+from .recorder import DURABILITIES, Recorder
 from .store import Entry, Loki, as_json, duration
 from .transport import TLSFiles
 
@@ -64,16 +64,13 @@ def _forwarder(o: argparse.Namespace) -> int:
     from .forwarder import Forwarder
 
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
-    with Recorder(
-        _address(o.receiver),
-        o.tls,
-        agent=o.agent,
-        agent_type=o.agent_type,
-        agent_version=o.agent_version,
-        fingerprint_key=key,
-    ) as recorder:
+    with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key) as recorder:
         asyncio.run(Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process).serve())
     return 0
+
+
+def _recorder(o: argparse.Namespace, **options: Any) -> Recorder:
+    return Recorder(_address(o.receiver), o.tls, agent=o.agent, spool=o.spool, durability=o.durability, **options)
 
 
 def _health(o: argparse.Namespace) -> int:
@@ -101,7 +98,7 @@ def _prove(o: argparse.Namespace) -> int:
     from .prove import prove
     from .setup import step
 
-    with Recorder(_address(o.receiver), o.tls, agent=o.agent) as recorder:
+    with _recorder(o) as recorder:
         seconds = prove(recorder, Loki(o.loki))
     print(step("Proof", "one event sent over mutual TLS, found in Loki", f"{seconds:.1f} s"))
     return 0
@@ -142,7 +139,7 @@ def _trail(o: argparse.Namespace) -> int:
 def _record(o: argparse.Namespace) -> int:
     """JSON lines from standard input; the line's `kind` and `outcome` and its other members as fields."""
     refused = 0
-    with Recorder(_address(o.receiver), o.tls, agent=o.agent) as recorder:
+    with _recorder(o) as recorder:
         for number, raw in enumerate(sys.stdin, 1):
             try:
                 fields = json.loads(raw)
@@ -151,7 +148,7 @@ def _record(o: argparse.Namespace) -> int:
                 refused += 1
                 print(f"[x] line {number} not recorded: {e!r}; expected an object with kind and outcome", file=sys.stderr)
         if not recorder.close(10):
-            return _fail(f"{recorder.stats()['queued']} events are not proven to have arrived: {recorder.stats()['last_error']}", 1)
+            return _fail(f"{recorder.stats()['spooled']} events are not proven to have arrived: {recorder.stats()['last_error']}", 1)
     return 1 if refused else 0
 
 
@@ -175,11 +172,14 @@ def _parser() -> argparse.ArgumentParser:
     environment = os.environ.get
     loki = environment("CLAWTRAIL_LOKI", "http://loki:3100")
 
-    def sender(sub: argparse.ArgumentParser, agent: str) -> None:
+    def sender(sub: argparse.ArgumentParser, agent: str, durability: str) -> None:
         sub.add_argument("--receiver", default=environment("CLAWTRAIL_RECEIVER", "localhost:6514"), metavar="HOST:PORT")
         sub.add_argument("--tls", type=TLSFiles.bundle, default=environment("CLAWTRAIL_TLS", "/etc/clawtrail/tls"), metavar="FOLDER",
                          help="folder with ca.crt, client.crt, client.key")  # fmt: skip
         sub.add_argument("--agent", default=environment("CLAWTRAIL_AGENT", agent), help="name in the client certificate")
+        sub.add_argument("--durability", default=environment("CLAWTRAIL_DURABILITY", durability), choices=DURABILITIES,
+                         help="where an accepted event is: on the disk, written to the spool, in memory (default: %(default)s)")  # fmt: skip
+        sub.add_argument("--spool", metavar="FOLDER", help="the spool's folder (default: $CLAWTRAIL_SPOOL, or ~/.local/state/clawtrail/spool)")
 
     sub = command("setup", _setup, "make the missing passwords, keys and certificates")
     sub.add_argument("--certs", type=Path, default=Path("/certs"))
@@ -189,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--secrets", type=Path, default=Path("/secrets"))
 
     sub = command("forwarder", _forwarder, "take records over a unix socket and ship them")
-    sender(sub, "openclaw")
+    sender(sub, "openclaw", "write")
     sub.add_argument("--socket", required=True, metavar="PATH")
     sub.add_argument("--agent-type", default="openclaw")
     sub.add_argument("--agent-version", default="")
@@ -204,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
 
     sub = command("prove", _prove, "send one event and find it in Loki")
-    sender(sub, "operator")
+    sender(sub, "operator", "memory")
     sub.add_argument("--loki", default=loki)
     sub = command("query", _query, "print the matching events as JSON lines")
     sub.add_argument("logql")
@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--wait", type=float, default=0.0, metavar="SECONDS")
     sub.add_argument("--loki", default=loki)
     sub = command("record", _record, "record JSON lines from standard input")
-    sender(sub, "operator")
+    sender(sub, "operator", "memory")
     return parser
 
 

@@ -1,7 +1,7 @@
 """The sidecar: takes records from the agent's gateway over one unix socket, acknowledges each after it is accepted.
 
 Protocol: JSON lines. `{"n": 7, "rid": "…", "hook": "…", "at": "…", "event": {…}, "ctx": {…}}` is answered by
-`{"ack": 7}`, or by `{"ack": 7, "ok": false, "error": "…", "retry": false}` when it was not accepted. `{"n": 8, "ping": true}` is
+`{"ack": 7}` when its events are in the spool, as durably as the recorder is told to, or by `{"ack": 7, "ok": false, "error": "…", "retry": false}` when it was not accepted. `{"n": 8, "ping": true}` is
 answered and not recorded; `{"n": 9, "status": true}` is answered with the counters.
 
 What the agent starts runs under the gateway's uid and could write to the socket itself. The kernel names the peer's
@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from .adapters.openclaw import OpenClaw
-from .errors import ClawtrailError, EventError, QueueFull
+from .errors import ClawtrailError, EventError, QueueFull, SpoolError
 from .recorder import Recorder
 from .redact import Found
 
 log = logging.getLogger("clawtrail.forwarder")
 
 LINE_MAX = 1 << 20  #: bytes of one record
-HEARTBEAT = 30.0  #: seconds between two system.heartbeat events
 _REMEMBER = 20_000  #: record ids kept, so that a record that is sent again is recorded once
 
 
@@ -71,6 +70,7 @@ class Forwarder:
 
     def __init__(self, recorder: Recorder, path: str, gateway_uid: int | None, main_process: bool = True) -> None:
         self.recorder, self.path = recorder, path
+        recorder.health = lambda: {"component": "forwarder", **self.counters}
         self._gateway_uid, self._main_process = gateway_uid, main_process
         self._openclaw = OpenClaw(recorder)
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -89,23 +89,13 @@ class Forwarder:
         server = await asyncio.start_unix_server(self._connection, self.path, limit=LINE_MAX)
         os.chmod(self.path, 0o666)  # who may speak is decided by process, not by file mode
         log.info("listening on %s", self.path)
-        beat = asyncio.create_task(self._heartbeat())
+        self.recorder.beat()
         await stopped.wait()
-        beat.cancel()
         server.close()
         for writer in self._writers:
             writer.close()
         with suppress(FileNotFoundError):
             os.unlink(self.path)
-
-    async def _heartbeat(self) -> None:
-        while True:
-            stats = self.recorder.stats()
-            health = {k: stats[k] for k in ("accepted", "queued", "connects", "resent", "last_error")}
-            health |= {"component": "forwarder", "dropped": sum(stats["dropped"].values())} | self.counters
-            with suppress(ClawtrailError):  # a full queue is counted, and reported as soon as there is room
-                self.recorder.record("system.heartbeat", health=health)
-            await asyncio.sleep(HEARTBEAT)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer.of(writer.get_extra_info("socket"))
@@ -159,8 +149,21 @@ class Forwarder:
             except asyncio.LimitOverrunError:
                 writer.write(_line(self._reject(None, f"a record of more than {LINE_MAX} bytes")))
                 return
-            writer.write(_line(handle(raw)))
+            answer = handle(raw)
+            if error := await self._unsynced(answer):
+                answer = error
+            writer.write(_line(answer))
             await writer.drain()
+
+    async def _unsynced(self, answer: dict[str, Any]) -> dict[str, Any] | None:
+        """An acknowledgement waits until what it stands for is on the disk; the refusal when it does not get there."""
+        if answer.get("ok") is False:
+            return None
+        try:
+            await self.recorder.async_sync()
+        except SpoolError as e:
+            return self._reject(answer.get("ack"), str(e), retry=True)
+        return None
 
     def _take(self, raw: bytes) -> dict[str, Any]:
         n = None
@@ -181,7 +184,7 @@ class Forwarder:
                 self._seen[rid] = None
                 if len(self._seen) > _REMEMBER:
                     self._seen.popitem(last=False)
-        except QueueFull as e:
+        except (QueueFull, SpoolError) as e:
             return self._reject(n, str(e), retry=True)
         except ClawtrailError as e:
             return self._reject(n, str(e), raw=raw)

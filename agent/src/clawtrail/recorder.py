@@ -141,7 +141,7 @@ class Recorder:
             raise ConfigurationError(f"window {window}; expected bytes, at most half of the quota ({quota // 2})")
         self.endpoints = _endpoints(address)
         self.agent, self.durability, self.when_full, self.full_timeout = agent, durability, when_full, full_timeout
-        self._tls = TLS(tls, server_hostname, minimum_version)
+        self._tls = TLS(tls if isinstance(tls, TLSFiles) else Path(tls), server_hostname, minimum_version)
         self.proof = proof if isinstance(proof, str) else type(proof).__name__
         self._proof = HTTPSWatermark(proof, self._tls) if isinstance(proof, str) and "://" in proof else proof
         if isinstance(self._proof, str):
@@ -219,9 +219,18 @@ class Recorder:
             await asyncio.sleep(_WAIT)
         if isinstance(receipt, SpoolError):
             receipt = self._no_room(draft, receipt)
-        if self.durability == "disk":
-            await asyncio.get_running_loop().run_in_executor(None, self._outbox.sync, receipt.seq)
+        await self.async_sync()
         return receipt
+
+    async def async_sync(self) -> None:
+        """With durability `disk`: returns when everything that was recorded so far is on it. Raises SpoolError."""
+        if self.durability == "disk":
+            await asyncio.get_running_loop().run_in_executor(None, self._outbox.sync, self._chain.seq)
+
+    def beat(self) -> None:
+        """Records a `system.heartbeat` with the counters; by itself it does so every `heartbeat` seconds."""
+        self._next_beat = time.monotonic() + self._heartbeat
+        self._own("system.heartbeat", health=self._pulse())
 
     def action(self, name: str | None = None, *, kind: str = "tool.call", result: str = "tool.result", **fields: Any) -> Action:
         """Records an attempt before and an outcome after: `with recorder.action("exec", params={…}):`, also `async with`,
@@ -392,8 +401,7 @@ class Recorder:
         for one in damage:
             self._report_damage(one)
         if self._heartbeat and now >= self._next_beat:
-            self._next_beat = now + self._heartbeat
-            self._own("system.heartbeat", health=self._pulse())
+            self.beat()
 
     def _report_damage(self, one: Damage) -> None:
         self.damaged += 1
