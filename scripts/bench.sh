@@ -27,7 +27,7 @@ find_python() {
 # Made again only when what it holds has changed.
 virtual_environment() {
   local wanted
-  wanted=$({ "$1" --version; echo "$ROOT"; cat agent/pyproject.toml tests/bench/requirements.txt; } | cksum)
+  wanted=$({ "$1" --version; echo "$ROOT"; cat agent/pyproject.toml tests/requirements.txt tests/bench/requirements.txt; } | cksum)
   if [ -x .venv-bench/bin/python ] && [ "$(cat .venv-bench/made-from 2>/dev/null)" = "$wanted" ]; then
     return
   fi

@@ -91,6 +91,7 @@ class Peer:
     patience: float = 3.0
     share: float = 1.0
     ours: bool = False
+    delivers: bool = True
     subject: type[Subject] = Subject
 
 
@@ -186,7 +187,7 @@ def _ours(**settings: Any) -> Callable[[Place], logging.Handler]:
 #: Ours, as it comes: durability `write` on a spool on disk, redaction, numbers, hash chain, proof `window`.
 OURS = "clawtrail"
 PEERS: dict[str, Peer] = {
-    "null": Peer("tcp", lambda _: _Null()),
+    "null": Peer("tcp", lambda _: _Null(), delivers=False),
     "sync TLS write": Peer("tls", lambda place: _formatted(_SyncWrite(place))),
     "stdlib SysLogHandler": Peer("tcp", _stdlib),
     "tlssysloghandler": Peer("tls", _tlssysloghandler, "tlssysloghandler"),

@@ -71,7 +71,7 @@ Only the ratios travel: the machine had {machine["cpus"]} cores and a load of {m
 Every peer gets the same event, one logging call with 16 fields; its values change from event to event as an agent's do.
 Peers that need a formatter have the same JSON formatter. Ours has everything on: redaction, numbers, hash chain, RFC 5424
 structured data, a spool on disk with durability `write`, proof `window`. The peers run bare. Each measurement is a process
-of its own; the peers take turns, {report["rounds"]} rounds, medians (of what must not happen, the worst round). The receiver is a process
+of its own; the peers take turns, {report["rounds"]} rounds, medians (of losses, the worst round). The receiver is a process
 too: TLS 1.3 with session tickets and client certificates (HTTP for OTel, TCP in clear for the standard library's handler),
 and it notes each event that it has read before anything can kill it. Goals that say no number of a peer are promises that
 tests hold; the bench runs those tests.
