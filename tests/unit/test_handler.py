@@ -1,16 +1,27 @@
 """The logging handler: every spelling of its settings, and every record that a program can throw at it."""
 
+import asyncio
+import gc
 import logging
 import logging.config
+import logging.handlers
+import pickle
+import queue
+import re
+import signal
 import socket
 import ssl
+import sys
 import threading
+import time
 
+import loguru
 import pytest
+import structlog
 import yaml
 
-from clawtrail import TLSSysLogHandler, context
-from clawtrail.errors import ConfigurationError
+from clawtrail import TLSSysLogHandler, context, handler, settings
+from clawtrail.errors import ConfigurationError, QueueFull
 from support import eventually, secrets
 
 
@@ -18,11 +29,10 @@ from support import eventually, secrets
 def make_handler(receiver, pki):
     made = []
 
-    def make(**settings):
-        settings = {"address": list(receiver.address), "tls": str(pki.client), "agent": "agent-1"} | settings
-        handler = TLSSysLogHandler(**{k: v for k, v in settings.items() if v is not ...})
-        made.append(handler)
-        return handler
+    def make(cls=TLSSysLogHandler, **given):
+        given = {"address": list(receiver.address), "tls": str(pki.client), "agent": "agent-1"} | given
+        made.append(cls(**{k: v for k, v in given.items() if v is not ...}))
+        return made[-1]
 
     yield make
     for handler in made:
@@ -114,10 +124,23 @@ def test_a_logging_configuration_in_yaml_loads_in_every_spelling(address, sockty
     assert receiver.messages[-1].params["agent"] == "agent-8"
 
 
+CA = LIVE = None  # what a configuration may name as ext://
+
+
+def live(pki):
+    made = ssl.create_default_context(cafile=pki.client / "ca.crt")
+    made.load_cert_chain(pki.client / "client.crt", pki.client / "client.key")
+    return made
+
+
 @pytest.mark.parametrize(
     "tls",
     [
         "ssl: true\n    cafile: $CLIENT/ca.crt",
+        "ssl: {cafile: ext://test_handler.CA}",
+        "ssl: ext://test_handler.LIVE",
+        "cafile: $CLIENT/ca.crt\n    minimum_version: 1.2",
+        "cafile: $CLIENT/ca.crt\n    minimum_version: ext://ssl.TLSVersion.TLSv1_3",
         'ssl: "true"\n    cafile: $CLIENT/ca.crt',
         "ssl: yes\n    cafile: ${CLIENT}/ca.crt\n    certfile: ${CLIENT}/client.crt\n    keyfile: ${CLIENT}/client.key",
         "ssl: {cafile: $CLIENT/ca.crt, certfile: $CLIENT/client.crt, keyfile: $CLIENT/client.key}",
@@ -130,6 +153,8 @@ def test_a_logging_configuration_in_yaml_loads_in_every_spelling(address, sockty
 )
 def test_tls_settings_load_in_every_spelling_and_from_environment_variables(tls, receiver, pki, restore_logging, monkeypatch):
     monkeypatch.setenv("CLIENT", str(pki.client))
+    monkeypatch.setattr(sys.modules[__name__], "CA", pki.client / "ca.crt")
+    monkeypatch.setattr(sys.modules[__name__], "LIVE", live(pki))
     (pki.client / "both.pem").write_bytes((pki.client / "client.crt").read_bytes() + (pki.client / "client.key").read_bytes())
     logging.config.dictConfig(yaml.safe_load(FORUM.format(address=[receiver.host, receiver.port], socktype="", tls=tls)) | {"where": {"ca": "$CLIENT/ca.crt"}})
     logging.getLogger("app").info("hello")
@@ -142,22 +167,37 @@ def test_the_ca_may_come_from_the_environment(make_handler, pki, receiver, monke
     assert arrived(receiver, 1)
 
 
-@pytest.mark.parametrize("address", [("127.0.0.1", 6514), ["127.0.0.1", 6514], "127.0.0.1:6514", ["127.0.0.1", "6514"]])
-def test_an_address_may_be_a_list_a_tuple_or_text(address, make_handler):
-    assert make_handler(address=address).recorder.address == ("127.0.0.1", 6514)
+@pytest.mark.parametrize("address", [("h", 6514), ["h", 6514], "h:6514", ["h", "6514"], {"host": "h", "port": 6514}, "$WHERE", ["$HOST", "$PORT"], "${HOST}:$PORT", [("h", 6514)]])
+def test_an_address_may_be_a_list_a_tuple_a_mapping_or_text(address, monkeypatch):
+    for name, value in {"WHERE": "h:6514", "HOST": "h", "PORT": "6514"}.items():
+        monkeypatch.setenv(name, value)
+    assert settings.addresses(settings.plain(address)) == [("h", 6514)]
 
 
-def test_an_ipv6_address_may_stand_in_brackets(make_handler):
-    assert make_handler(address="[::1]:6514").recorder.address == ("::1", 6514)
+@pytest.mark.parametrize("address", ["[2001:db8::1]:6514", ["2001:db8::1", 6514], ["[2001:db8::1]", 6514], ["[2001:db8::1]:6514"]])
+def test_an_ipv6_address_may_stand_in_brackets(address):
+    assert settings.addresses(address) == [("2001:db8::1", 6514)]
 
 
-@pytest.mark.parametrize("address", ["/dev/log", "host", None, ["host"], ["host", "syslog"], ["host", 1, 2], 6514, ["host", None], ["host", 0], ["", 1], "host:99999"])
+@pytest.mark.parametrize("address", [["a:1", "b:2"], [("a", 1), ["b", "2"]], [{"host": "a", "port": 1}, "b:2"], ["a:1", ["b", 2]]], ids=str)
+def test_several_addresses_keep_their_order(address):
+    assert settings.addresses(settings.plain(address)) == [("a", 1), ("b", 2)]
+
+
+def test_the_second_address_takes_over_when_the_first_is_away(receiver, make_handler, plain_listener):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        away = taken.getsockname()[:2]
+    make_handler(address=[list(away), list(receiver.address)]).handle(logging.makeLogRecord({"msg": "hello"}))
+    assert arrived(receiver, 1)
+
+
+@pytest.mark.parametrize("address", ["/dev/log", "host", None, ["host"], ["host", "syslog"], ["host", 1, 2], 6514, ["host", None], ["host", 0], ["", 1], "host:99999", "2001:db8::1:6514", "tls://host:6514", ["host", True], [["host", 1], "host"], [], ["a b", 1], {"host": "h"}])
 def test_a_wrong_address_is_refused_with_what_was_found_and_an_example(address, make_handler):
     with pytest.raises(ConfigurationError, match="(?s)address.*expected.*6514"):
         make_handler(address=address)
 
 
-@pytest.mark.parametrize("socktype", [socket.SOCK_STREAM, 1, "socket.SOCK_STREAM", "ext://socket.SOCK_STREAM", "sock_stream", "tcp", "STREAM", None])
+@pytest.mark.parametrize("socktype", [socket.SOCK_STREAM, 1, "1", "socket.SOCK_STREAM", "ext://socket.SOCK_STREAM", "sock_stream", "tcp", "STREAM", None])
 def test_a_stream_socket_is_accepted_in_every_spelling(socktype, make_handler):
     assert make_handler(socktype=socktype)
 
@@ -180,7 +220,7 @@ def test_sending_in_clear_cannot_be_asked_for(value, make_handler):
         make_handler(ssl=value)
 
 
-@pytest.mark.parametrize("value", ["maybe", 2, [], object, ssl.create_default_context()], ids=str)
+@pytest.mark.parametrize("value", ["maybe", 2, [], object, ssl.SSLContext, "ssl.CERT_REQUIRED"], ids=str)
 def test_an_ssl_setting_that_means_nothing_is_refused(value, make_handler):
     with pytest.raises(ConfigurationError, match="ssl: .*expected true"):
         make_handler(ssl=value)
@@ -194,9 +234,107 @@ def test_an_unknown_setting_names_the_nearest_one(name, near, make_handler):
         make_handler(**{name: "x"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "ours"),
+    [
+        ("secure", True, "ssl"), ("secure", "noverify", "ssl"), ("tls_enable", True, "ssl"), ("ssl_enable", True, "ssl"), ("use_tls", True, "ssl"),
+        ("ca_certs", "ca.crt", "cafile"), ("tls_ca_bundle", "ca.crt", "cafile"), ("capath", "/etc", "cafile"),
+        ("tls_client_cert", "c.crt", "certfile"), ("tls_client_key", "c.key", "keyfile"), ("tls_key_password", "x", "keyfile_password"),
+        ("host", "h", "address"), ("port", 6514, "address"), ("transport", "tcp", "socktype"), ("appname", "a", "agent"),
+        ("enterprise_id", 32473, "sd_id"), ("database_path", "x.db", "spool"), ("queue_bytes", 5, "quota"), ("ssl_version", "1.3", "minimum_version"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_handler_names_ours(name, value, ours, make_handler):
+    with pytest.raises(TypeError, match=f"unknown setting {name!r}; did you mean {ours!r}"):
+        make_handler(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["tls_verify", "ssl_verify", "verify", "cert_reqs", "check_hostname", "insecure"])
+def test_verification_is_no_setting(name, make_handler):
+    for value in (True, False):
+        with pytest.raises(TypeError, match=f"unknown setting {name!r}; leave it out: .* always verified"):
+            make_handler(**{name: value})
+
+
 def test_an_unknown_setting_like_none_of_ours_names_them_all(make_handler):
     with pytest.raises(TypeError, match="unknown setting 'zzz'; known: address, facility"):
         make_handler(zzz=1)
+
+
+def test_a_configuration_that_is_refused_leaves_no_handler_behind(make_handler):
+    before = len(logging._handlerList)
+    with pytest.raises(ConfigurationError):
+        make_handler(ssl=False)
+    assert len(logging._handlerList) == before
+
+
+@pytest.mark.parametrize("setting", ["cafile: $NOWHERE/ca.crt", "tls: ${NOWHERE}", "cafile: ca.crt\nkeyfile_password: $NOWHERE", "tls: x\naddress: $NOWHERE", "tls: x\nagent: $NOWHERE"])
+def test_a_variable_that_is_not_set_is_named(setting, make_handler, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ConfigurationError, match=r"\$\{?NOWHERE.*the environment variable NOWHERE is not set"):
+        make_handler(**{"tls": ...} | yaml.safe_load(setting))
+
+
+@pytest.mark.parametrize(("given", "meant"), [("$WORD", "pass$word"), ("${WORD}", "pass$word"), ("pass$WORD", "pass$WORD"), ("pass$word", "pass$word")])
+def test_only_a_password_that_is_wholly_a_variable_is_one(given, meant, make_handler, receiver, pki, tmp_path, monkeypatch):
+    from cryptography.hazmat.primitives import serialization as form
+
+    monkeypatch.setenv("WORD", "pass$word")
+    key = form.load_pem_private_key((pki.client / "client.key").read_bytes(), None)
+    locked = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.BestAvailableEncryption(meant.encode()))
+    for name in ("ca.crt", "client.crt"):
+        (tmp_path / name).write_bytes((pki.client / name).read_bytes())
+    (tmp_path / "client.key").write_bytes(locked)
+    files = {"certfile": tmp_path / "client.crt", "keyfile": tmp_path / "client.key"}
+    for more in ({"cafile": tmp_path / "ca.crt"} | files, {"cafile": tmp_path / "ca.crt"}, {"tls": tmp_path}):
+        make_handler(**{"tls": ...} | more, keyfile_password=given)
+        with pytest.raises(ConfigurationError, match="client certificate"):
+            make_handler(**{"tls": ...} | more, keyfile_password="wrong")
+
+
+def test_files_are_named_once(make_handler, pki):
+    with pytest.raises(ConfigurationError, match="tls names a folder with all of the files; leave out cafile"):
+        make_handler(cafile=pki.ca)
+    with pytest.raises(ConfigurationError, match="cafile: given twice, beside ssl and in it"):
+        make_handler(tls=..., cafile=pki.ca, ssl={"cafile": pki.foreign_ca})
+    with pytest.raises(ConfigurationError, match="cafile: given beside an SSLContext"):
+        make_handler(tls=..., cafile=pki.ca, ssl=live(pki))
+
+
+@pytest.mark.parametrize(
+    ("given", "n"),
+    [(268435456, 268435456), ("256 MiB", 256 << 20), ("64MB", 64_000_000), ("1.5 gib", 3 << 29), ("10kb", 10_000), ("512", 512), ("512 B", 512), ("1KiB", 1024), ("$SIZE", 2048)],
+)
+def test_a_size_is_bytes_or_has_a_unit(given, n, monkeypatch):
+    monkeypatch.setenv("SIZE", "2 KiB")
+    assert settings.size("quota", given) == n
+
+
+@pytest.mark.parametrize(("given", "n"), [(3, 3.0), (0.5, 0.5), ("3", 3.0), ("3s", 3.0), ("500 ms", 0.5), ("5 min", 300.0), ("24h", 86400.0), ("2d", 172800.0)])
+def test_a_duration_is_seconds_or_has_a_unit(given, n):
+    assert settings.duration("retain", given) == n
+
+
+@pytest.mark.parametrize("value", [True, -1, "-1", float("nan"), float("inf"), "", "MiB", "64 x", "64 MiB/s", "1e9", [], "\u0663"], ids=str)
+def test_another_size_or_duration_is_refused_with_an_example(value, make_handler):
+    with pytest.raises(ConfigurationError, match='quota: .*; expected bytes, such as 268435456 or "256 MiB"'):
+        make_handler(quota=value)
+    with pytest.raises(ConfigurationError, match='retain: .*; expected seconds, such as 3, "3s" or "24h"'):
+        make_handler(retain=value)
+
+
+def test_the_recorders_settings_are_passed_on(make_handler, tmp_path):
+    more = {"durability": "disk", "quota": "8 MiB", "when_full": "fail", "full_timeout": "1s", "retain": "1h", "window": "1 MiB", "heartbeat": "10s", "timeout": 3}
+    made = make_handler(spool=tmp_path / "spool", proof="window", **more)
+    made.handle(logging.makeLogRecord({"msg": "x"}))
+    stats = made.stats()
+    assert (stats["durability"], stats["proof"]) == ("disk", "window") and (tmp_path / "spool/agent-1" / stats["epoch"]).is_dir()
+
+
+@pytest.mark.parametrize(("name", "value"), [("durability", "ram"), ("when_full", "explode"), ("proof", "none"), ("minimum_version", "TLSv1.1"), ("minimum_version", 1.0), ("spool", 5), ("quota", 0)])
+def test_a_wrong_value_of_the_recorder_is_refused_at_once(name, value, make_handler):
+    with pytest.raises(ConfigurationError, match=name):
+        make_handler(**{name: value})
 
 
 def test_an_unknown_tls_setting_inside_ssl_names_the_nearest_one(make_handler):
@@ -297,6 +435,13 @@ def test_a_program_that_uses_our_field_names_for_its_own_ends_loses_no_record(ex
     assert arrived(receiver, 1)[0]["content"]["excerpt"] == "said" and not quiet
 
 
+class Evil(dict):
+    def items(self):
+        raise RuntimeError("no")
+
+    keys = __iter__ = items
+
+
 class Unprintable:
     def __str__(self):
         raise RuntimeError("cannot be printed")
@@ -321,13 +466,360 @@ def test_a_record_that_its_formatter_cannot_write_is_an_event_all_the_same(forma
     assert kept in e["content"]["excerpt"] and e["error"]["message"].startswith("the formatter failed") and not quiet
 
 
-def test_an_exceptions_traceback_is_part_of_the_text(log, receiver):
+def fail():
+    raise ValueError("the reason")
+
+
+def test_an_exception_is_in_the_event_with_type_message_and_stack(log, receiver):
+    for log.handlers[0].formatter in (None, logging.Formatter("%(levelname)s %(message)s")):
+        try:
+            fail()
+        except ValueError:
+            log.exception("it failed", stack_info=True)
+    plain, formatted = arrived(receiver, 2)
+    for e in plain, formatted:
+        assert (e["error"]["type"], e["error"]["message"]) == ("ValueError", "the reason")
+        assert e["error"]["stack"].startswith("Traceback") and "in fail" in e["error"]["stack"] and e["error"]["stack"].endswith("ValueError: the reason")
+        assert "log.exception" in e["log"]["stack"]
+    assert plain["content"]["excerpt"] == "it failed" and formatted["content"]["excerpt"].startswith("ERROR it failed\nTraceback")
+
+
+def test_a_deep_stack_is_cut_to_its_innermost_frames_and_a_secret_in_it_is_out(log, receiver):
+    secret = secrets()["github"]
+
+    def deep(n):
+        return deep(n - 1) if n else fail_with(secret)
+
+    def fail_with(text):
+        raise RuntimeError(f"cannot log in with {text}")
+
     try:
-        raise ValueError("the reason")
-    except ValueError:
-        log.exception("it failed")
+        deep(300)
+    except RuntimeError:
+        log.exception("x")
     (e,) = arrived(receiver, 1)
-    assert e["content"]["excerpt"].startswith("it failed\nTraceback") and "ValueError: the reason" in e["content"]["excerpt"]
+    assert e["error"]["stack"].count("line ") <= 2 * handler.FRAMES and "in fail_with" in e["error"]["stack"]
+    assert secret.encode() not in b"".join(receiver.raw) and "[redacted:github:" in e["error"]["message"]
+
+
+@pytest.mark.parametrize("way", ["queue handler", "pickle"])
+def test_a_record_that_comes_over_a_queue_or_a_socket_keeps_its_exception(way, log, receiver):
+    away = queue.Queue()
+    sender = logging.handlers.QueueHandler(away) if way == "queue handler" else logging.handlers.SocketHandler("127.0.0.1", 1)
+    try:
+        fail()
+    except ValueError:
+        record = log.makeRecord("app", 40, "app.py", 1, "it failed", (), sys.exc_info(), extra={"tenant": "t1"})
+    if way == "queue handler":
+        sender.emit(record)
+        record = away.get()
+    else:
+        record = logging.makeLogRecord(pickle.loads(sender.makePickle(record)[4:]))
+    log.handlers[0].handle(record)
+    (e,) = arrived(receiver, 1)
+    assert "ValueError: the reason" in e["content"]["excerpt"] + e.get("error", {}).get("stack", "") and e["log"]["fields"] == {"tenant": "t1"}
+    assert way == "queue handler" or (e["error"]["type"], e["error"]["message"]) == ("ValueError", "the reason")
+
+
+def test_members_of_extra_that_are_no_field_of_ours_are_kept(log, receiver):
+    log.info("x", extra={"tenant": "t1", "count": 3, "ratio": 0.5, "session": "s1", "log": "theirs", "password": "correct horse"})
+    (e,) = arrived(receiver, 1)
+    kept = e["log"]["fields"]
+    assert (kept["tenant"], kept["count"], kept["ratio"], kept["log"], e["session"]) == ("t1", 3, "0.5", "theirs", "s1")
+    assert kept["password"].startswith("[redacted:key:") and set(kept) == {"tenant", "count", "ratio", "log", "password"}
+
+
+async def in_a_task(log):
+    log.info("x")
+
+
+def test_what_python_itself_puts_on_a_record_is_no_field(log, receiver):
+    log.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    asyncio.run(in_a_task(log))
+    log.info("x")
+    assert not any("fields" in e["log"] for e in arrived(receiver, 2))
+
+
+@pytest.mark.parametrize("value", [Unprintable(), float("nan"), b"\xff\0", 10**5000, {1, 2}, Evil(a=1), object, 1j, "\ud800", [[[[[[[[[[[1]]]]]]]]]]], ssl], ids=lambda v: type(v).__name__)
+def test_no_value_loses_the_event(value, log, receiver, quiet):
+    loop = {"self": None}
+    loop["self"] = loop
+    for name in ("mine", "params", "extra", "error", "content", "tool", "session", "kind", "outcome", "agent_id"):
+        log.info("said", extra={name: value, "loop": loop})
+    events = arrived(receiver, 10)
+    assert len(events) == 10 and {e["content"]["excerpt"] for e in events} <= {"said", "\\ud800"} and log.handlers[0].stats()["dropped"] == {}
+
+
+@pytest.mark.parametrize("foreign", [{"created": "today"}, {"created": float("nan")}, {"levelno": "high"}, {"name": None}, {"levelname": 7}, {"exc_info": True}, {"exc_info": ValueError("x")}, {"exc_info": 5}, {"exc_text": 5}, {"stack_info": 5}, {"args": 5}], ids=str)
+def test_a_record_made_of_foreign_data_is_an_event_all_the_same(foreign, log, receiver, quiet):
+    log.handlers[0].handle(logging.makeLogRecord({"msg": "said"} | foreign))
+    assert arrived(receiver, 1)[0]["content"]["excerpt"].startswith("said")
+
+
+# -- structlog and loguru ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def structured(log):
+    def make(*processors):
+        chosen = [structlog.contextvars.merge_contextvars, structlog.stdlib.add_log_level, *processors]
+        structlog.configure(chosen, logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger)
+        return structlog.get_logger(log.name)
+
+    yield make
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("last", [structlog.stdlib.ProcessorFormatter.wrap_for_formatter, structlog.stdlib.render_to_log_kwargs], ids=lambda p: p.__name__)
+def test_what_structlog_binds_are_the_events_fields(last, structured, receiver):
+    bound = structured(last).bind(session="s1", tenant="t1")
+    bound.info("ran it", kind="tool.call", outcome="attempt", tool="exec", params={"command": "id"})
+    (e,) = arrived(receiver, 1)
+    assert (e["kind"], e["outcome"], e["session"], e["tool"], e["params"]) == ("tool.call", "attempt", "s1", {"name": "exec"}, {"command": "id"})
+    assert e["content"]["excerpt"] == "ran it" and e["log"]["fields"] == {"tenant": "t1", "level": "info"}
+
+
+@pytest.mark.parametrize("last", [structlog.stdlib.ProcessorFormatter.wrap_for_formatter, structlog.stdlib.render_to_log_kwargs], ids=lambda p: p.__name__)
+def test_structlogs_exceptions_are_in_the_event(last, structured, receiver):
+    for processors in ([last], [structlog.processors.format_exc_info, last]):
+        try:
+            fail()
+        except ValueError:
+            structured(*processors).exception("it failed")
+    for e in arrived(receiver, 2):
+        found = e["error"] if "error" in e else {"type": "ValueError", "message": "the reason", "stack": e["log"]["fields"]["exception"]}
+        assert (found["type"], found["message"]) == ("ValueError", "the reason") and "in fail" in found["stack"]
+
+
+def test_a_formatter_of_structlogs_writes_the_text(structured, log, receiver):
+    log.handlers[0].setFormatter(structlog.stdlib.ProcessorFormatter(structlog.processors.KeyValueRenderer(key_order=["event"])))
+    structured(structlog.stdlib.ProcessorFormatter.wrap_for_formatter).info("ran it", session="s1", n=1)
+    (e,) = arrived(receiver, 1)
+    assert e["content"]["excerpt"].startswith("event='ran it'") and e["session"] == "s1" and e["log"]["fields"]["n"] == 1
+
+
+def test_what_loguru_binds_are_the_events_fields(make_handler, receiver):
+    ours = loguru.logger.add(make_handler(), format="{message}", level="INFO")
+    try:
+        bound = loguru.logger.bind(session="s1", tool={"name": "exec"}, kind="tool.call", outcome="attempt", tenant="t1")
+        bound.info("ran it")
+        try:
+            fail()
+        except ValueError:
+            bound.exception("it failed")
+    finally:
+        loguru.logger.remove(ours)
+    ran, failed = arrived(receiver, 2)
+    assert (ran["kind"], ran["session"], ran["tool"], ran["log"]["fields"]) == ("tool.call", "s1", {"name": "exec"}, {"tenant": "t1"})
+    assert ran["content"]["excerpt"].strip() == "ran it" and failed["error"]["type"] == "ValueError" and "in fail" in failed["error"]["stack"]
+
+
+def test_a_message_that_is_a_dict_without_an_event_is_its_text(log, receiver):
+    log.info({"a": 1})
+    (e,) = arrived(receiver, 1)
+    assert e["content"]["excerpt"] == "{'a': 1}" and e["log"]["fields"] == {"a": 1}
+
+
+# -- records inside of records -------------------------------------------------------------------------------------
+
+
+class Talkative:
+    """Logs when it is written."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def __str__(self):
+        self.log.info("written, says %s and %d", self.log.name, 1)
+        return "talkative"
+
+
+class TalkativeFilter(Talkative):
+    def filter(self, record):
+        return bool(str(self))
+
+
+class TalkativeFormatter(Talkative, logging.Formatter):
+    def format(self, record):
+        return f"formatted {self}"
+
+
+@pytest.mark.parametrize("where", ["message", "argument", "extra", "filter", "formatter", "exception", "context"])
+def test_what_is_logged_while_a_record_is_handled_follows_it_and_ends(where, log, receiver):
+    talkative, ours = Talkative(log), log.handlers[0]
+    if where == "filter":
+        ours.addFilter(TalkativeFilter(log))
+    if where == "formatter":
+        ours.setFormatter(TalkativeFormatter(log))
+    ambient = {"actor": {"who": talkative}} if where == "context" else {}
+    with context(**ambient):
+        log.info(
+            talkative if where == "message" else "said %s",
+            *[talkative] if where == "argument" else ["it"] if where != "message" else [],
+            extra={"who": talkative} if where == "extra" else None,
+            exc_info=ValueError(talkative) if where == "exception" else None,
+        )
+    before = 1 if where == "context" else 0  # it is written once when the context is entered
+    events = arrived(receiver, before + 2)[before:]
+    said = [e["content"]["excerpt"] for e in events]
+    assert said[0] in ("said it", "said talkative", "talkative", "formatted talkative") and set(said[1:]) == {"written, says app.audit and 1"}
+    assert len(said) <= handler.NESTED_MAX + 1
+    dropped = ours.stats()["dropped"]
+    assert dropped == ({} if where != "context" else {"recursion": dropped.get("recursion", 0)})
+
+
+def test_a_finalizer_or_a_signal_handler_that_logs_inside_the_recorder_does_not_block(log, receiver):
+    class Left:
+        def __del__(self):
+            log.warning("unclosed session")
+
+    def leave():
+        me = Left()
+        me.me = me
+
+    before = signal.signal(signal.SIGALRM, lambda *_: log.warning("stopping"))
+    threshold = gc.get_threshold()
+    try:
+        gc.set_threshold(1)  # a collection at about every allocation, also of those under the recorder's lock
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        for i in range(300):
+            leave()
+            log.info("%d", i)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        gc.set_threshold(*threshold)
+    log.info("end")
+    events = eventually(lambda: (found := [e["content"]["excerpt"] for e in receiver.events("log.record")])[-1:] == ["end"] and found)
+    assert [t for t in events if t.isdigit()] == [str(i) for i in range(300)] and events.count("unclosed session") > 200
+
+
+def test_threads_do_not_wait_for_each_other(log, receiver):
+    held, going = threading.Event(), threading.Event()
+
+    class Slow:
+        def __str__(self):
+            going.set()
+            assert held.wait(10)
+            return "slow"
+
+    waiting = threading.Thread(target=log.info, args=("%s", Slow()))
+    waiting.start()
+    assert going.wait(10)
+    log.info("quick")
+    assert [e["content"]["excerpt"] for e in arrived(receiver, 1)] == ["quick"] and log.handlers[0].lock is None
+    held.set()
+    waiting.join(10)
+    assert [e["content"]["excerpt"] for e in arrived(receiver, 2)] == ["quick", "slow"]
+
+
+def test_a_filter_that_fails_has_rejected_nothing(log, receiver, quiet):
+    log.handlers[0].addFilter(lambda record: 1 // 0)
+    log.info("said")
+    assert arrived(receiver, 1)[0]["content"]["excerpt"] == "said" and len(quiet) == 1
+
+
+def test_a_filter_may_reject_a_record_and_replace_it(log, receiver):
+    log.handlers[0].addFilter(lambda record: record.getMessage() != "no" and logging.makeLogRecord(vars(record) | {"msg": "replaced"}))
+    log.info("no")
+    log.info("yes")
+    assert [e["content"]["excerpt"] for e in arrived(receiver, 1)] == ["replaced" if sys.version_info >= (3, 12) else "yes"]
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_after_close_a_record_is_counted_as_dropped_and_raises_nothing(make_handler, receiver, quiet):
+    ours = make_handler()
+    ours.handle(logging.makeLogRecord({"msg": "1"}))
+    ours.close()
+    ours.handle(logging.makeLogRecord({"msg": "2"}))
+    assert len(quiet) == 1 and ours.stats()["dropped"] == {"closed": 1}
+
+
+def test_with_fail_a_refusal_reaches_the_caller(make_handler, receiver, tmp_path):
+    receiver.kill()
+    logger = logging.Logger("app")
+    logger.addHandler(made := make_handler(when_full="fail", spool=tmp_path, quota="1 MiB"))
+    with pytest.raises(QueueFull):
+        for _ in range(5000):
+            logger.info("x" * 2000)
+    assert sum(made.stats()["refused"].values()) == 1 and made.stats()["dropped"] == {}
+
+
+def test_errors_are_told_once_a_second_and_without_a_traceback(make_handler, capfd, monkeypatch):
+    ours = make_handler()
+    ours.close()
+    for i in range(50):
+        ours.handle(logging.makeLogRecord({"msg": "x", "name": f"app{i}"}))
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and re.fullmatch(r"clawtrail: a record of 'app0' failed: QueueFull: .*closed.*", told[0])
+    ours._next_word = 0.0
+    ours.handle(logging.makeLogRecord({"msg": "x"}))
+    assert capfd.readouterr().err.endswith("(49 more before)\n")
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    ours._next_word = 0.0
+    ours.handle(logging.makeLogRecord({"msg": "x"}))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("stderr", ["logs", "closed", "fails", "missing"])
+def test_a_standard_error_that_logs_or_fails_does_no_harm(stderr, log, receiver, monkeypatch, tmp_path):
+    class Stream:
+        def write(self, text):
+            if stderr == "fails":
+                raise OSError("gone")
+            log.error("stderr: %s", text)
+
+        flush = close = lambda self: None
+
+    stream = open(tmp_path / "err", "w")
+    stream.close()
+    monkeypatch.setattr(sys, "stderr", {"missing": None, "closed": stream}.get(stderr, Stream()))
+    log.info("said", extra={"kind": "tool.cal"})
+    log.info("next")
+    assert "next" in [e["content"]["excerpt"] for e in arrived(receiver, 2)]
+
+
+# -- life ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_configuration_with_the_same_spool_takes_over_and_nothing_is_lost(receiver, pki, restore_logging, tmp_path):
+    one = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"audit": {"class": "clawtrail.TLSSysLogHandler", "address": list(receiver.address), "tls": str(pki.client), "agent": "agent-1", "spool": str(tmp_path)}},
+        "root": {"level": "INFO", "handlers": ["audit"]},
+    }
+    handlers, took = [], []
+    for i in range(3):
+        began = time.monotonic()
+        logging.config.dictConfig(one)
+        took.append(time.monotonic() - began)
+        handlers += [h for h in logging.getLogger().handlers if isinstance(h, TLSSysLogHandler)]
+        for j in range(20):
+            logging.getLogger("app").info("%d", 20 * i + j)
+    assert sorted(int(e["content"]["excerpt"]) for e in arrived(receiver, 60)) == list(range(60))
+    assert len(handlers) == 3 and len({e["epoch"] for e in receiver.events()}) == 3 and max(took) < 2.5  # shorter than a close that waits in vain
+
+
+def test_flush_in_an_event_loop_lets_the_loop_run(make_handler, receiver):
+    ours, turns = make_handler(), []
+
+    async def main():
+        for i in range(200):
+            ours.handle(logging.makeLogRecord({"msg": str(i)}))
+        ticking = asyncio.create_task(tick())
+        assert await ours.aflush(10)
+        ticking.cancel()
+
+    async def tick():
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert turns and len(arrived(receiver, 200)) == 200
 
 
 HOSTILE = (
@@ -372,17 +864,19 @@ def test_a_receiver_that_is_away_raises_nothing_into_the_agent(log, receiver, qu
     receiver.kill()
     for i in range(100):
         log.info("line %d", i)
-    assert not quiet and log.handlers[0].stats()["queued"] == 101
+    assert not quiet and log.handlers[0].stats()["spooled"] == 101
     receiver.start()
     assert [e["content"]["excerpt"] for e in arrived(receiver, 100)] == [f"line {i}" for i in range(100)]
 
 
-def test_a_full_queue_is_counted_and_handed_to_handle_error(make_handler, receiver, quiet):
+def test_a_full_spool_is_counted_and_handed_to_handle_error(make_handler, receiver, quiet, tmp_path):
     receiver.kill()
-    handler = make_handler(queue_bytes=5000, full_timeout=0.01)
-    for i in range(10):
-        handler.handle(logging.makeLogRecord({"msg": "x"}))
-    assert len(quiet) == handler.stats()["dropped"]["queue-full"] > 0
+    ours = make_handler(spool=tmp_path, quota="1 MiB", full_timeout=0.01)
+    for i in range(700):
+        ours.handle(logging.makeLogRecord({"msg": "x" * 2000}))
+        if len(quiet) == 3:
+            break
+    assert ours.stats()["dropped"] == {"quota": 3} and ours.stats()["refused"] == {}
 
 
 def test_the_agent_is_the_setting_else_the_records_agent_id_else_the_host(make_handler, receiver, monkeypatch):

@@ -7,105 +7,214 @@ a receiver that is away never does, and `emit` never touches the network.
 
 from __future__ import annotations
 
-import difflib
 import logging
-import os
-import socket
-import ssl as _ssl
-from logging.handlers import SysLogHandler
-from pathlib import Path
-from typing import Any, Mapping
+import re
+import sys
+import threading
+import time
+import traceback
+from typing import Any
 
-from . import event, syslog
-from .errors import ConfigurationError, EventError
+from . import event, settings
+from .errors import QueueFull, SpoolError
 from .recorder import Recorder
 from .redact import Found
-from .transport import TLSFiles
 
-_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0", "none", ""}
-_STREAM = {"sock_stream", "socket.sock_stream", "ext://socket.sock_stream", "tcp", "stream"}
-_DGRAM = {"sock_dgram", "socket.sock_dgram", "ext://socket.sock_dgram", "udp", "dgram"}
-_TLS_KEYS = ("cafile", "certfile", "keyfile", "keyfile_password", "server_hostname")
-_KEYS = ("address", "facility", "socktype", "ssl", "agent", "tls", "queue_bytes", "full_timeout", "sd_id", *_TLS_KEYS)
-_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
-_GROUPS = frozenset(event.FIELDS) - _STANDARD
+FRAMES = 10  #: of a traceback, the innermost; cut by frame and not by character, so that no secret is cut before it is found
+NESTED_MAX = 8  #: records that are logged while a record is handled, by one thread
+
+#: `message` and `asctime` come from formatters, `taskName` from Python 3.12 and later, the rest from structlog
+_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
+    "message", "asctime", "taskName", "_logger", "_name", "_record", "_from_structlog",
+}  # fmt: skip
+_ATTRIBUTES = len(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
+_MEANT = (frozenset(event.FIELDS) | {"kind", "outcome", "agent_id"}) - _STANDARD - {"log"}  # what a producer decides about an event
+_BUILTIN = frozenset({str, int, float, bool, type(None)})
+_SEVERITY = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}  # RFC 5424 section 6.2.1
+_RAISED = re.compile(r"^([A-Za-z_][\w.]{0,200})(?:: (.*))?$", re.M)  # the line of a traceback that names the exception
+
+
+class _Thread(threading.local):
+    nested: list[tuple[TLSSysLogHandler, logging.LogRecord]] | None = None  #: None: this thread is not in a handler
+
+
+_thread = _Thread()
 
 
 class TLSSysLogHandler(logging.Handler):
     """Each log record becomes one event; with `extra={"kind": "tool.call", "tool": {…}}` it becomes that event.
 
+    Every other member of `extra` is kept in `log.fields`. The members of a dict message (structlog) and of
+    `record.extra` (loguru) count as `extra`; an exception becomes `error` with type, message and stack.
+
     Args:
-        address: [host, port] or "host:port".
+        address: [host, port], "host:port", "[2001:db8::1]:port", or a list of these, the preferred one first.
         socktype: SOCK_STREAM in any spelling; a datagram socket cannot carry TLS and is refused.
-        ssl: true (the default), or a mapping of the TLS settings below. There is no way to send in clear.
+        ssl: true (the default), a mapping of the TLS settings below, or an SSLContext that verifies. Never in clear.
         cafile: the CA of the receiver. `client.crt` and `client.key` beside it are used as client certificate.
         certfile, keyfile, keyfile_password: the client certificate, when it is elsewhere.
         tls: instead of the files, the folder that `clawtrail setup` made for this client.
         server_hostname: the name in the receiver's certificate, when it is not the host.
+        minimum_version: "TLSv1.3" or "TLSv1.2".
         agent: the name the events claim; else the record's `agent_id`, else the host's name.
         facility: number or name, log audit (13) unless given.
-        queue_bytes, full_timeout, sd_id: see `Recorder`.
+        timeout: of a connection and its handshake, each.
+        spool, durability, quota, when_full, full_timeout, retain, proof, window, heartbeat, sd_id: see `Recorder`.
 
-    Paths may contain environment variables. A record of the logger `clawtrail` is never shipped by this handler.
+    Sizes are bytes or "256 MiB", durations seconds or "24h". Paths and addresses may contain environment variables,
+    a password may be one. Records of the logger `clawtrail` and below are never shipped by this handler.
+
+    No record waits for another thread's. With `when_full="fail"` an event that is refused raises QueueFull or
+    SpoolError into the caller; otherwise nothing does: it is counted, and told on standard error once a second.
+    A record that is logged while the same thread handles one (by a filter, a formatter, an argument's `__str__`, a
+    finalizer, a signal handler) follows after it, past filters and formatter, its arguments only if they are builtin.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__()
-        for name in settings:
-            if name not in _KEYS:
-                near = difflib.get_close_matches(name, _KEYS, 1)
-                raise TypeError(f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}"))
-        settings = {k: _plain(v) for k, v in settings.items()}
-        tls = _ssl_settings(settings)
-        _check_socktype(settings.get("socktype"))
-        self._agent = settings.get("agent")
-        options = {k: settings[k] for k in ("queue_bytes", "full_timeout", "sd_id") if k in settings}
-        self.recorder = Recorder(
-            _address(settings.get("address")),
-            _tls_files(tls),
-            agent=self._agent or os.environ.get("CLAWTRAIL_AGENT") or socket.gethostname(),
-            server_hostname=tls.get("server_hostname"),
-            facility=_facility(settings.get("facility")),
-            **options,
-        )
+    def __init__(self, *, level: int | str = logging.NOTSET, **given: Any) -> None:
+        made = settings.parse(given)
+        self._agent = made.agent
+        self._fail = made.options.get("when_full") == "fail"
+        self._next_word, self._unsaid = 0.0, 0
+        self.recorder = Recorder(made.address, made.tls, agent=made.name, **made.options)
+        super().__init__(level)
+
+    def createLock(self) -> None:
+        self.lock = None  # the recorder has its own, held for as long as an append takes
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Filters and emits; not for our own loggers. False when a filter rejects the record."""
+        name = record.name
+        if isinstance(name, str) and name.startswith("clawtrail") and (len(name) == 9 or name[9] == "."):
+            return False
+        if _thread.nested is not None:
+            _thread.nested.append((self, record))
+            return True
+        nested: list[tuple[TLSSysLogHandler, logging.LogRecord]] = []
+        _thread.nested = nested
+        try:
+            try:
+                kept: Any = self.filter(record)
+            except Exception:  # a filter that fails has rejected nothing
+                self.handleError(record)
+                kept = True
+            if kept:
+                self.emit(kept if isinstance(kept, logging.LogRecord) else record)  # a filter may replace it, from 3.12 on
+            return kept
+        finally:
+            try:
+                for n, (handler, late) in enumerate(nested):
+                    if n < NESTED_MAX:
+                        handler._ship(late, nested=True)
+                    else:
+                        handler._lose("recursion", late)
+            finally:
+                _thread.nested = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never raises into the agent: what goes wrong is counted and goes to `handleError`."""
-        if f"{record.name}.".startswith("clawtrail."):
-            return
+        """What goes wrong is counted and goes to `handleError`; only with `when_full="fail"` it is raised."""
+        self._ship(record)
+
+    def _ship(self, record: logging.LogRecord, nested: bool = False) -> None:
+        fields: dict[str, Any] = {}
         try:
-            kind, outcome, fields = self._event(record)
             try:
+                kind, outcome = self._nested_event(record, fields) if nested else self._event(record, fields)
                 self.recorder.record(kind, outcome, time=record.created, **fields)
-            except EventError as e:  # what was meant does not fit the schema; that it was logged is still on record
-                kept = {k: fields[k] for k in ("content", "log", "claim") if k in fields}
-                self.recorder.record("log.record", "unknown", time=record.created, error={"type": "EventError", "message": str(e)}, **kept)
+            except (QueueFull, SpoolError):
+                raise
+            except Exception as e:  # what was meant does not fit the schema; that it was logged is still on record
+                kept: dict[str, Any] = {k: fields[k] for k in ("content", "claim") if k in fields}
+                kept |= {k: fields[k] for k in ("session", "run") if isinstance(fields.get(k), str)}
+                log = _log(record) | {k: _safe(v) for k, v in fields.get("log", {}).items()}
+                error = {"type": type(e).__name__, "message": event.written(e)}
+                self.recorder.record("log.record", "unknown", error=error, log=log, **kept)
                 self.handleError(record)
-        except Exception:
-            self.handleError(record)
+        except Exception as e:
+            if self._fail and not nested and isinstance(e, (QueueFull, SpoolError)):
+                raise
+            refused = list(self.recorder.refused) if isinstance(e, (QueueFull, SpoolError)) else []
+            self._lose(getattr(e, "reason", None) or (refused or ["unrecordable"])[-1], record)
 
-    def _event(self, record: logging.LogRecord) -> tuple[str, str, dict[str, Any]]:
-        given = record.__dict__
-        fields = {name: given[name] for name in _GROUPS & given.keys()}
-        if isinstance(fields.get("tool"), str):
-            fields["tool"] = {"name": fields["tool"]}
-        message = self._text(record, fields)
-        redacted = self.recorder.redactor.string(message, found := Found())
-        more = fields.get("content", {})
-        fields["content"] = event.content(redacted, len(message.encode("utf-8", "replace")), **found.fields())
-        fields["content"] |= more if isinstance(more, dict) else {"extra": more}
-        fields["log"] = {"logger": record.name, "level": record.levelname, "severity": _severity(record.levelno)}
-        claim = self._agent or given.get("agent_id")
-        if claim:
-            fields["claim"] = str(claim)
-        return given.get("kind", "log.record"), given.get("outcome", "success" if "kind" in given else "unknown"), fields
-
-    def _text(self, record: logging.LogRecord, fields: dict[str, Any]) -> str:
+    def _lose(self, reason: str, record: logging.LogRecord) -> None:
         try:
-            return self.format(record)
+            self.recorder.lost(reason)
+        except Exception:  # not even a number: the line on standard error is all that is left
+            pass
+        self.handleError(record)
+
+    def _event(self, record: logging.LogRecord, fields: dict[str, Any]) -> tuple[str, str]:
+        message, exc_info, exc_text, failed = record.msg, record.exc_info, record.exc_text, None
+        try:
+            if self.formatter is not None:
+                text = self.formatter.format(record)
+            else:
+                text = event.written(message["event"]) if isinstance(message, dict) and "event" in message else record.getMessage()
         except Exception as e:  # a record that its formatter cannot write is an event all the same
-            fields["error"] = {"type": type(e).__name__, "message": f"the formatter failed: {e}"}
-            return f"{event.written(record.msg)} {event.written(record.args)}" if record.args else event.written(record.msg)
+            failed = {"type": type(e).__name__, "message": f"the formatter failed: {event.written(e)}"}
+            text = f"{event.written(message)} {event.written(record.args)}" if record.args else event.written(message)
+        fields["content"] = content = self._content(text)
+        fields["log"] = log = _log(record)
+        given: dict[str, Any] = {}
+        if len(record.__dict__) > _ATTRIBUTES:
+            _sort({k: v for k, v in record.__dict__.items() if k not in _STANDARD}, given, log)
+        if isinstance(message, dict):
+            _sort({k: v for k, v in message.items() if k not in ("event", "exc_info", "exception")}, given, log)
+            exc_info, exc_text = exc_info or message.get("exc_info"), exc_text or message.get("exception")
+        if given:
+            if (more := given.pop("content", None)) is not None:
+                content |= more if isinstance(more, dict) else {"extra": more}
+            if isinstance(given.get("tool"), str):
+                given["tool"] = {"name": given["tool"]}
+            fields |= given
+        if exc_info or exc_text:
+            more = fields.get("error")
+            fields["error"] = _error(exc_info, exc_text) | (more if isinstance(more, dict) else {})
+        elif failed:
+            fields.setdefault("error", failed)
+        if record.stack_info:
+            log["stack"] = "\n".join(event.written(record.stack_info).splitlines()[-2 * FRAMES :])
+        kind, outcome, agent_id = fields.pop("kind", None), fields.pop("outcome", None), fields.pop("agent_id", None)
+        if claim := self._agent or agent_id:
+            fields["claim"] = event.written(claim)
+        if outcome is None:
+            outcome = "unknown" if kind is None else "success"
+        return "log.record" if kind is None else kind, outcome
+
+    def _nested_event(self, record: logging.LogRecord, fields: dict[str, Any]) -> tuple[str, str]:
+        """Calls nothing foreign: what logs while it is converted would be nested without end."""
+        text = record.msg if type(record.msg) is str else f"<{type(record.msg).__name__}>"
+        args = record.args if isinstance(record.args, tuple) else ()
+        if args and all(type(a) in _BUILTIN for a in args):
+            try:
+                text = text % args
+            except (TypeError, ValueError):
+                pass
+        fields["content"], fields["log"] = self._content(text), _log(record)
+        if self._agent:
+            fields["claim"] = self._agent
+        return "log.record", "unknown"
+
+    def _content(self, text: str) -> dict[str, Any]:
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        if len(text) <= event.LEAF_MAX:  # not cut, not hashed: the recorder's redaction comes early enough
+            return {"size": size, "excerpt": text}
+        redacted = self.recorder.redactor.string(text, found := Found())
+        return event.log_content(redacted, size, **found.fields())
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """At most one line a second on standard error, none when `logging.raiseExceptions` is off. Never raises."""
+        now = time.monotonic()
+        if not logging.raiseExceptions or now < self._next_word:
+            self._unsaid += 1
+            return
+        unsaid, self._unsaid, self._next_word = self._unsaid, 0, now + 1.0
+        try:
+            error = sys.exc_info()[1]
+            why = f"{type(error).__name__}: {error}" if error else "logged while records are handled, without end"
+            why = " ".join(self.recorder.redactor.string(why, Found())[:500].split())
+            print(f"clawtrail: a record of {record.name!r:.100} failed: {why}" + f" ({unsaid} more before)" * bool(unsaid), file=sys.stderr)
+        except Exception:  # standard error may be closed, or a program's own
+            pass
 
     def stats(self) -> dict[str, Any]:
         """The recorder's counters; see `Recorder.stats`."""
@@ -116,94 +225,67 @@ class TLSSysLogHandler(logging.Handler):
         if self.recorder.stats()["connected"]:
             self.recorder.flush(3.0)
 
+    async def aflush(self, timeout: float = 3.0) -> bool:
+        """As `flush`, and the event loop runs on. True: everything was handed to the connection."""
+        return await self.recorder.aflush(timeout)
+
     def close(self) -> None:
-        """Bounded: sends what waits, at most 3 seconds."""
-        recorder = getattr(self, "recorder", None)
-        if recorder is not None:
-            recorder.close()
+        """Bounded: sends what waits, at most 3 seconds. What is logged later is counted as dropped."""
+        for name in ("shipper", "transport"):  # dictConfig closes under the lock of logging: the recorder's thread, when it
+            for level in (logging.INFO, logging.WARNING, logging.ERROR):  # logs now, must find this answer in the cache
+                logging.getLogger(f"clawtrail.{name}").isEnabledFor(level)
+        self.recorder.close()
         super().close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.recorder!r}>"
+        return f"<{type(self).__name__} {getattr(self, 'recorder', 'not configured')!r}>"
 
 
-def _plain(value: Any) -> Any:
-    """dictConfig hands over converting containers: plain ones, item by item, so that `ext://` inside is resolved."""
-    if isinstance(value, Mapping):
-        return {k: _plain(value[k]) for k in value}
-    if isinstance(value, (list, tuple)):
-        return [_plain(value[i]) for i in range(len(value))]
-    return value
-
-
-def _ssl_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    given = settings.get("ssl", True)
-    tls = {k: settings[k] for k in (*_TLS_KEYS, "tls") if settings.get(k) is not None}
-    if isinstance(given, dict):
-        for name in given:
-            if name not in _TLS_KEYS:
-                near = difflib.get_close_matches(name, _TLS_KEYS, 1)
-                raise ConfigurationError(f"ssl: unknown setting {name!r}; known: {', '.join(near or _TLS_KEYS)}")
-        return tls | given
-    if isinstance(given, _ssl.SSLContext):
-        raise ConfigurationError("ssl: got an SSLContext; expected true with cafile, certfile and keyfile")
-    word = str(given).strip().lower()
-    if word in _TRUE:
-        return tls
-    if word in _FALSE:
-        raise ConfigurationError(f"ssl: {given!r}; an audit trail is never sent in clear: set ssl: true and cafile")
-    raise ConfigurationError(f"ssl: {given!r}; expected true or a mapping of {', '.join(_TLS_KEYS)}")
-
-
-def _check_socktype(value: Any) -> None:
-    if value is None or value == socket.SOCK_STREAM:
-        return
-    word = str(value).strip().lower()
-    if value == socket.SOCK_DGRAM or word in _DGRAM:
-        raise ConfigurationError(f"socktype: {value!r}; TLS needs a stream: set socktype: socket.SOCK_STREAM")
-    if word not in _STREAM:
-        raise ConfigurationError(f"socktype: {value!r}; expected socket.SOCK_STREAM")
-
-
-def _address(value: Any) -> tuple[str, int]:
-    if isinstance(value, str) and ":" in value:
-        value = value.rsplit(":", 1)
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        host, port = value
-        if isinstance(port, str) and port.isdigit():
-            port = int(port)
-        if isinstance(host, str) and isinstance(port, int):
-            return os.path.expandvars(host).strip("[]"), port
-    raise ConfigurationError(f"address: {value!r}; expected [host, port], for example [logs.example, 6514]")
-
-
-def _tls_files(tls: Mapping[str, Any]) -> TLSFiles:
-    path = {k: os.path.expandvars(os.path.expanduser(str(tls[k]))) for k in ("cafile", "certfile", "keyfile", "tls") if tls.get(k)}
-    if "tls" in path:
-        return TLSFiles.bundle(path["tls"])
-    ca = path.get("cafile") or os.environ.get("CLAWTRAIL_CA_FILE")
-    if not ca:
-        raise ConfigurationError("cafile is missing; expected the PEM file of the CA that signed the receiver's certificate")
-    if "certfile" not in path and "keyfile" not in path:
-        return TLSFiles.beside(ca)
-    cert, key = path.get("certfile"), path.get("keyfile") or path.get("certfile")
-    return TLSFiles(Path(ca), Path(cert) if cert else None, Path(key) if key else None, tls.get("keyfile_password"))  # a PEM may hold both
-
-
-def _facility(value: Any) -> int:
-    if value is None:
-        return syslog.FACILITY
-    number = SysLogHandler.facility_names.get(str(value).lower(), value)
-    if isinstance(number, str) and number.isdigit():
-        number = int(number)
-    if not isinstance(number, int) or not 0 <= number <= 23:
-        raise ConfigurationError(f"facility: {value!r}; expected a number from 0 to 23 or a name such as local0")
-    return number
+def _log(record: logging.LogRecord) -> dict[str, Any]:
+    level = record.levelno
+    return {"logger": record.name, "level": record.levelname, "severity": _SEVERITY.get(level) or _severity(level)}
 
 
 def _severity(level: int) -> int:
-    """RFC 5424 severity of a logging level."""
-    for limit, severity in ((50, 2), (40, 3), (30, 4), (20, 6)):
+    for limit in (50, 40, 30, 20):
         if isinstance(level, int) and level >= limit:  # a record made from foreign data may have any level
-            return severity
+            return _SEVERITY[limit]
     return 7
+
+
+def _sort(members: dict[str, Any], fields: dict[str, Any], log: dict[str, Any]) -> None:
+    """What the schema knows into `fields`, the rest into `log.fields`."""
+    for name, value in members.items():
+        if name == "extra" and isinstance(value, dict):
+            _sort({k: v for k, v in value.items() if v is not value}, fields, log)
+        elif name in _MEANT:
+            fields[name] = value
+        else:
+            log.setdefault("fields", {})[name] = value
+
+
+def _safe(value: Any, depth: int = 0) -> Any:
+    if type(value) is dict and depth == 0:
+        return {event.written(k): _safe(v, 1) for k, v in value.items()}
+    try:
+        return event.clean(value)
+    except Exception as e:  # a dict that is none, an object that is nothing
+        return f"<{type(value).__name__}: {type(e).__name__}>"
+
+
+def _error(exc_info: Any, exc_text: Any) -> dict[str, Any]:
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    if isinstance(exc_info, BaseException):
+        exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
+    if isinstance(exc_info, tuple) and len(exc_info) == 3 and isinstance(exc_info[1], BaseException):
+        kind, value, _ = exc_info
+        try:
+            stack = "".join(traceback.format_exception(*exc_info, limit=-FRAMES)).rstrip("\n")
+        except Exception as e:
+            stack = f"the traceback cannot be written: {type(e).__name__}"
+        return {"type": kind.__name__, "message": event.written(value), "stack": stack}
+    if not exc_text:
+        return {}
+    raised = list(_RAISED.finditer(stack := event.written(exc_text)))  # it came over a queue, as text
+    return ({"type": raised[-1][1], "message": raised[-1][2] or ""} if raised else {}) | {"stack": stack}
