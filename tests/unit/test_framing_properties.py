@@ -215,15 +215,6 @@ def test_a_prepared_header_writes_the_very_bytes_of_message_and_frame(identity, 
         assert prepared.frame(*event) == by_hand(*event, **identity)
 
 
-def test_a_prepared_header_keeps_a_bounded_number_of_values_and_stays_right():
-    identity = {"host": "h", "app": "a", "procid": "1", "epoch": "e"}
-    prepared = syslog.Header(**identity)
-    for n in [*range(3000), *range(3000)]:
-        event = (b"m", n, 6, "-", f"kind.{n}", (("session", f"s-{n}]"),))
-        assert prepared.frame(*event) == by_hand(*event, **identity)
-        assert len(prepared._suffixes) <= 1024 and len(prepared._kinds) <= 1024
-
-
 # -- frames -----------------------------------------------------------------------------------------------------------
 
 

@@ -375,6 +375,14 @@ def test_accepted_is_proven_plus_queued_at_every_moment_and_proof_is_never_taken
     assert not wrong, wrong[:2]
 
 
+def test_ever_new_sessions_do_not_fill_the_memory(receiver, recorder):
+    for i in range(2500):
+        recorder.record("tool.call", "attempt", session=f"s-{i}", params={"i": i})
+    assert len(recorder._parts) <= 1000
+    eventually(lambda: len(receiver.raw), 2501, state=recorder.stats)
+    assert [m.params["session"] for m in receiver.messages[1:]] == [f"s-{i}" for i in range(2500)]
+
+
 def test_a_refused_event_leaves_no_gap_in_the_numbers(receiver, recorder):
     record(recorder, 0)
     for wrong in ({"session": 7}, {"time": "yesterday"}, {"time": 1e300}, {"seq": 1}):

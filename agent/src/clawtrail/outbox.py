@@ -69,6 +69,8 @@ class Outbox:
         self._foreign_bytes = self._freed = 0
         self._room = threading.Condition()
         self._full = False
+        self._limit = 0
+        self.last = 0  #: the number of the newest frame
         self._next_look = 0.0
         self._sync_lock = threading.Lock()
         self._synced = 0
@@ -80,14 +82,16 @@ class Outbox:
     def open(self, epoch: str) -> None:
         """Makes this process' spool. Raises SpoolError."""
         self.own = Spool.create(epoch, self.folder, self._segment_size, self.durable)
+        self._set_limit()
 
     def append(self, seq: int, frame: bytes, reserved: bool = False) -> None:
         """Takes one frame. Raises SpoolFull or SpoolError, and takes nothing. `reserved`: quota and reserve stand open."""
         own = self.own
         assert own is not None
-        if not reserved and (self._full or self.used + len(frame) > self.quota):
+        if not reserved and own.stored + len(frame) > self._limit:
             self._make_room(len(frame))
         own.append(seq, frame, reserved)
+        self.last = seq
         now = time.monotonic()
         if now >= self._next_moment:
             self._next_moment = now + 0.1
@@ -105,10 +109,15 @@ class Outbox:
                 while self.used + wanted > self.quota and self._release(float("inf")):
                     pass
             self._full = self.used + wanted > self.quota
+            self._set_limit()
             self._next_look = time.monotonic() + _RETRY
             if not self._full:
                 return
         raise SpoolFull(f"the spool is full: {self.used} of {self.quota} bytes wait for the receiver", "quota")
+
+    def _set_limit(self) -> None:
+        """`_limit`: what this process may have stored in all when the quota is reached, so that `append` looks at one number."""
+        self._limit = 0 if self._full else self.quota + self._freed - self._foreign_bytes
 
     def wait_for_room(self, timeout: float) -> None:
         """Waits until something was released, at most `timeout` seconds."""
@@ -156,6 +165,7 @@ class Outbox:
         with self._room:
             self._foreign_bytes += sum(spool.size for spool in found)
             self._foreign = sorted([*self._foreign, *found], key=lambda s: s.epoch)
+            self._set_limit()
         return damage
 
     def take(self, limit: int) -> bytes:
@@ -236,6 +246,7 @@ class Outbox:
                     self._freed += size
                 else:
                     self._foreign_bytes -= size
+                self._set_limit()
                 self._room.notify_all()
                 return size
         return 0

@@ -72,12 +72,9 @@ class _Draft(NamedTuple):
 
     id: str
     moment: str
-    claim: str
     head: str
     tail: str
-    severity: int
-    kind: str
-    params: tuple[tuple[str, str], ...]
+    parts: syslog.Parts
 
 
 class Recorder:
@@ -164,8 +161,8 @@ class Recorder:
         if agent_version:
             named["version"] = agent_version
         self._identity = f'"agent":{event.dumps(named)},"host":{event.dumps({"name": self._host, "boot": _boot_id()})},'
+        syslog.Header(self._host, agent, "-", "-", facility, sd_id)  # what is none shows now
         self._start()
-        self._header(agent)  # a facility or an SD-ID that is none shows now
         _live.add(self)
 
     def _start(self) -> None:
@@ -174,7 +171,7 @@ class Recorder:
         self._deferred: deque[_Draft] = deque()
         self._pid = os.getpid()
         self._chain = Chain()
-        self._headers: dict[str, syslog.Header] = {}
+        self._parts: dict[tuple[Any, ...], syslog.Parts] = {}  # of the frames, for events alike
         self._outbox = Outbox(**self._outbox_options)  # type: ignore[arg-type]
         self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick)
         self._closed = False
@@ -246,18 +243,38 @@ class Recorder:
         return self._drafted(body, tail, moment, claim)
 
     def _drafted(self, body: Mapping[str, Any], tail: str, moment: str, claim: str) -> _Draft:
+        tool, credential, log = body.get("tool"), body.get("credential"), body.get("log")
+        alike = (
+            claim,
+            body["kind"],
+            body["outcome"],
+            body["session"],
+            body["run"],
+            tool.get("name") if type(tool) is dict else None,
+            credential.get("name") if type(credential) is dict else None,
+            log.get("severity") if type(log) is dict else None,
+        )
+        try:
+            parts = self._parts[alike]
+        except (KeyError, TypeError):
+            parts = self._new_parts(body, *alike)
         ident = event.uuid7()
-        params = [("category", body["category"]), ("outcome", body["outcome"])]
-        for key, value in (
-            ("session", body["session"]),
-            ("run", body["run"]),
-            ("tool", _name(body.get("tool"))),
-            ("credential", _name(body.get("credential"))),
-        ):
-            if value:
-                params.append((key, value))
-        head = f'{{"v":{event.VERSION},"id":"{ident}","ts":"{moment}",{self._identity}'
-        return _Draft(ident, moment, claim, head, tail[1:], _severity(body), body["kind"], tuple(params))
+        return _Draft(ident, moment, f'{{"v":1,"id":"{ident}","ts":"{moment}",{self._identity}', tail[1:], parts)
+
+    def _new_parts(self, body: Mapping[str, Any], claim: str, kind: str, outcome: str, *named: Any) -> syslog.Parts:
+        *values, level = named
+        params = [("category", body["category"]), ("outcome", outcome)]
+        for key, value in zip(("session", "run", "tool", "credential"), values):
+            if value and isinstance(value, str):
+                params.append((key, value[:255] if key in ("tool", "credential") else value))
+        severity = level if type(level) is int and 0 <= level <= 7 else _SEVERITY.get(outcome, 6)
+        header = syslog.Header(self._host, claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
+        parts = header.parts(severity, kind, tuple(params))
+        if all(value is None or type(value) in (str, int) for value in named):
+            if len(self._parts) >= 1000:  # what repeats is soon back
+                self._parts.clear()
+            self._parts[claim, kind, outcome, *named] = parts
+        return parts
 
     def _accept(self, draft: _Draft) -> Receipt | SpoolError:
         """Gives the event its number and stores it; the error when it could not be stored."""
@@ -275,8 +292,9 @@ class Recorder:
                 while self._deferred:
                     self._catch_up(self._deferred.popleft())
         self._shipper.wake()
-        for tap in list(_taps) if _taps else ():
-            tap(receipt.line)
+        if _taps:
+            for tap in list(_taps):
+                tap(receipt.line)
         return receipt
 
     def _catch_up(self, draft: _Draft) -> None:
@@ -285,46 +303,40 @@ class Recorder:
             self._drop(_reason(receipt))
 
     def _store(self, draft: _Draft) -> Receipt:
-        if self._outbox.own is None:
-            if self._closed:
-                raise SpoolFull("the recorder is closed; the event was not accepted", "closed")
-            self._outbox.open(self._chain.epoch)
-            _unclosed.add(self)
-        if self._chain.seq == 0:
-            self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
         if self._closed:
             raise SpoolFull("the recorder is closed; the event was not accepted", "closed")
+        if self._chain.seq == 0:
+            self._begin()
         if self._losses:
             self._report_losses()
         receipt = self._append(draft)
         self._told = False
         return receipt
 
+    def _begin(self) -> None:
+        if self._outbox.own is None:
+            self._outbox.open(self._chain.epoch)
+            _unclosed.add(self)
+        self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
+
     def _append(self, draft: _Draft, reserved: bool = False) -> Receipt:
         chain = self._chain
-        line = chain.line(draft.head, draft.tail)
+        ident, moment, head, tail, parts = draft
+        line = chain.line(head, tail)
         seq = chain.seq + 1
-        header = self._headers.get(draft.claim) or self._header(draft.claim)
-        frame = header.frame(line, seq, draft.severity, draft.moment, draft.kind, draft.params)
+        frame = syslog.assemble(parts, line, seq, moment)
         try:
             self._outbox.append(seq, frame, reserved)
         finally:
-            if self._outbox.own is not None and self._outbox.own.last == seq:  # also when a signal's exception came in between
+            if self._outbox.last == seq:  # also when a signal's exception came in between
                 chain.link(line)
                 self.accepted += 1
                 self.accepted_bytes += len(frame)
-        return Receipt(draft.id, chain.epoch, seq, line)
+        return Receipt(ident, chain.epoch, seq, line)
 
     def _append_own(self, kind: str, outcome: str = "success", reserved: bool = False, **fields: Any) -> None:
         body, tail = event.encode(kind, outcome, fields, self.redactor)
         self._append(self._drafted(body, tail, event.timestamp(), self.agent), reserved)
-
-    def _header(self, claim: str) -> syslog.Header:
-        if len(self._headers) > 1000:
-            self._headers.clear()
-        header = syslog.Header(self._host, claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
-        self._headers[claim] = header
-        return header
 
     # -- without room ------------------------------------------------------------------------------------------
 
@@ -566,16 +578,6 @@ def _moment(seconds: Any) -> str:
 
 def _reason(error: SpoolError) -> str:
     return error.reason if isinstance(error, SpoolFull) else "spool-error"
-
-
-def _name(group: object) -> str | None:
-    name = group.get("name") if isinstance(group, dict) else None
-    return name[:255] if isinstance(name, str) else None
-
-
-def _severity(body: Mapping[str, Any]) -> int:
-    level = body["log"].get("severity") if isinstance(body.get("log"), dict) else None
-    return level if isinstance(level, int) and 0 <= level <= 7 else _SEVERITY.get(body["outcome"], 6)
 
 
 def _in_event_loop() -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Iterable, Iterator, TypeVar
+from typing import Iterable, Iterator, TypeAlias
 
 from .errors import ClawtrailError, ConfigurationError
 
-_Key = TypeVar("_Key")
 
 FACILITY = 13  #: log audit, RFC 5424 section 6.2.1
 SD_ID = "audit@32473"  #: 32473 is the enterprise number reserved for documentation, RFC 5612
@@ -30,7 +29,6 @@ _SD_ID = re.compile(rb"\[([!#-<>-\\^-~]{1,32})")
 _PARAM = re.compile(rb' ([!#-<>-\\^-~]{1,32})="((?:[^"\\\]]|\\.)*+)"', re.DOTALL)
 _ESCAPED = re.compile(rb'\\(["\\\]])')
 _MSG_LEN = re.compile(rb"([1-9]\d{0,9})( |\Z)")
-_SUFFIXES_MAX = 1024  #: tuples of varying parameters that one Header keeps written out
 
 
 def header_field(value: str, limit: int) -> str:
@@ -105,6 +103,9 @@ def frame(message: bytes) -> bytes:
     return b"%d %b" % (len(message), message)
 
 
+Parts: TypeAlias = tuple[str, str, str]
+
+
 class Header:
     """What does not change between two events of one claim, written out once; `frame()` adds the rest.
 
@@ -116,15 +117,13 @@ class Header:
     Raises ConfigurationError for a facility or an sd_id that is none.
     """
 
-    __slots__ = ("_fixed", "_kinds", "_pri", "_sd", "_suffixes")
+    __slots__ = ("_fixed", "_pri", "_sd")
 
     def __init__(self, host: str, app: str, procid: str, epoch: str, facility: int = FACILITY, sd_id: str = SD_ID) -> None:
         self._pri = tuple(_pri(facility, severity) for severity in range(8))
         self._fixed = f" {header_field(host, 255)} {header_field(app, 48)} {header_field(procid, 128)} "
         sd = structured_data({"agent": app[:255], "epoch": epoch, "seq": ""}, sd_id)
         self._sd = sd.removesuffix('"]')
-        self._kinds: dict[str, str] = {}
-        self._suffixes: dict[tuple[tuple[str, str], ...], str] = {}
 
     def frame(self, line: bytes, seq: int, severity: int, time: str, kind: str, params: tuple[tuple[str, str], ...]) -> bytes:
         """The SYSLOG-FRAME of one event: the bytes of `frame(message(…))`.
@@ -135,23 +134,18 @@ class Header:
             kind: the MSGID.
             params: the structured data's parameters after `agent`, `epoch` and `seq`.
         """
-        middle = self._kinds.get(kind) or self._middle(kind)
-        suffix = self._suffixes.get(params) or self._suffix(params)
-        head = f"{self._pri[severity]}{time}{self._fixed}{middle}{seq}{suffix}".encode()
-        return b"%d %b%b" % (len(head) + len(line), head, line)
+        return assemble(self.parts(severity, kind, params), line, seq, time)
 
-    def _middle(self, kind: str) -> str:
-        return _keep(self._kinds, kind, f"{header_field(kind, 32)} {self._sd}")
-
-    def _suffix(self, params: tuple[tuple[str, str], ...]) -> str:
-        return _keep(self._suffixes, params, f'"{_written(params)}] ')
+    def parts(self, severity: int, kind: str, params: tuple[tuple[str, str], ...]) -> Parts:
+        """For `assemble`: a frame's text before its time, between time and number, and behind the number."""
+        return self._pri[severity], f"{self._fixed}{header_field(kind, 32)} {self._sd}", f'"{_written(params)}] '
 
 
-def _keep(cache: dict[_Key, str], key: _Key, value: str) -> str:
-    if len(cache) >= _SUFFIXES_MAX:  # what repeats is soon back; keeping the order of use would cost every event
-        cache.clear()
-    cache[key] = value
-    return value
+def assemble(parts: Parts, line: bytes, seq: int, time: str) -> bytes:
+    """The SYSLOG-FRAME of an event, from what `Header.parts` gave for all events like it."""
+    before, between, behind = parts
+    head = f"{before}{time}{between}{seq}{behind}".encode()
+    return b"%d %b%b" % (len(head) + len(line), head, line)
 
 
 class Frames:
