@@ -406,7 +406,10 @@ class Recorder:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        damage = self._outbox.damage
+        with self._lock:
+            damage = self._outbox.damage
+            if lost := sum(one.lost for one in damage if one.epoch == self._chain.epoch):
+                self.dropped["spool-damage"] = self.dropped.get("spool-damage", 0) + lost
         if now >= self._next_adopt:
             self._next_adopt = now + ADOPT
             damage += self._outbox.adopt()
@@ -422,9 +425,6 @@ class Recorder:
             lost |= {"last": one.last, "n": one.lost or one.last - one.first + 1}
         if one.end:
             lost |= {"start": one.start, "end": one.end}
-        if one.epoch == self._chain.epoch:
-            with self._lock:
-                self.dropped["spool-damage"] = self.dropped.get("spool-damage", 0) + one.lost
         self._own("system.spool-damage", "failure", dropped=lost)
 
     def _pulse(self) -> dict[str, Any]:
@@ -455,7 +455,8 @@ class Recorder:
         shipper, outbox = self._shipper, self._outbox
         with self._lock:
             own = outbox.own
-            appended, proven = (own.appended, own.released) if own else (0, 0)
+            found = sum(one.lost for one in own.damage) if own else 0  # damaged, and not counted as dropped yet
+            appended, proven = (own.appended + found, own.released) if own else (0, 0)
             return {
                 "agent": self.agent,
                 "epoch": self._chain.epoch,

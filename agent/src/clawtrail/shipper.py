@@ -52,7 +52,7 @@ class Shipper:
         self.connected = False
         self.endpoint = ""
         self.connects = self.resent = self.sent_bytes = 0
-        self.last_error = self.proof_error = ""
+        self.last_error = self.proof_error = self._complaint = ""
         self._tls, self._deadlines, self._proof, self._on_tick = tls, deadlines, proof, tick
         self._connection: Connection | None = None
         self._polls: list[select.poll] = []
@@ -146,8 +146,10 @@ class Shipper:
         try:
             self._on_tick()
             self.outbox.tidy()
-        except (SpoolError, OSError) as e:
-            log.warning("%s", e)
+        except Exception as e:  # what is not urgent must not hold up the shipping
+            if str(e) != self._complaint:
+                self._complaint = str(e)
+                log.warning("%s: %s", type(e).__name__, e)
         if not isinstance(self._proof, str):
             self.outbox.prove_stored(self._stored)
             if self.outbox.epochs and not self._asking:
@@ -254,9 +256,13 @@ class Shipper:
         """Writes what can be written, reads what has come, sleeps until either is possible again."""
         connection = self._connection
         assert connection is not None
-        if not self._out and not self._fill():
-            self._rest(connection)
-            return
+        if not self._out:
+            self._exchange()
+            if self._connection is not connection:
+                return
+            if not self._fill():
+                self._rest(connection)
+                return
         sent = connection.send(self._out)
         if sent:
             self._out = self._out[sent:]
@@ -282,9 +288,6 @@ class Shipper:
 
     def _rest(self, connection: Connection) -> None:
         """Nothing waits. What comes right after something else is gathered for a moment; then a first event wakes us."""
-        self._exchange()
-        if self._connection is not connection:
-            return
         if not self._lingered:
             self._lingered = True
             self._heed(connection, self._polls[0].poll(LINGER))

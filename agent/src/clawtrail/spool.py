@@ -22,6 +22,7 @@ import time
 import zlib
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterator, TypeAlias
 
@@ -355,7 +356,7 @@ class Spool:
         for segment in list(self._unsynced):
             sealed = segment.sealed
             try:
-                os.fdatasync(segment.fd)
+                _datasync(segment.fd)
                 if not self._named:
                     self._named = True
                     self._sync_names()
@@ -386,6 +387,7 @@ class Spool:
         frames: list[bytes] = []
         size = 0
         last = self._after
+        edge = self.proven if last < self.proven else 0  # no batch lies on both sides of it: they are counted
         while size < limit:
             segment = self._cursor
             if segment is None:
@@ -398,7 +400,7 @@ class Spool:
                 _, length, _, seq = _UNPACK(view, at)
                 start, stop = at + _SIZE, at + _SIZE + length
                 if seq > last:
-                    if frames and size + length > limit:
+                    if frames and (size + length > limit or last <= edge < seq):
                         size = limit
                         break
                     frames.append(view[start:stop])
@@ -407,6 +409,8 @@ class Spool:
                 at = stop
             self._at = at
             if at >= end and not (sealed and self._enter_next()):
+                if not frames and not self.segment_size:
+                    self.appended = self.taken  # adopted, and there is no more in it than this
                 break
         self._after = last
         self.taken += len(frames)
@@ -541,11 +545,19 @@ def _before(path: Path, epoch: str) -> int | None:
     return None
 
 
+def _datasync(fd: int) -> None:
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
+
+
 def mappable(path: Path) -> bool:
     """Whether a shared mapping is a safe way to write there: on these file systems allocated space cannot run out."""
+    return _mappable(os.stat(path).st_dev)
+
+
+@lru_cache(64)
+def _mappable(device: int) -> bool:
+    wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
-        device = os.stat(path).st_dev
-        wanted = f"{os.major(device)}:{os.minor(device)}"
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as f:
             for line in f:
                 left, _, right = line.partition(" - ")
