@@ -14,11 +14,25 @@ class EventError(ClawtrailError, ValueError):
 
 
 class QueueFull(ClawtrailError):
-    """There was no room for the configured time; the event was not accepted."""
+    """There was no room for the configured time; the event was not accepted.
+
+    Attributes:
+        reason: `quota`, `disk-full` or `closed`.
+    """
+
+    def __init__(self, text: str, reason: str = "quota") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class SpoolError(ClawtrailError):
-    """The spool cannot be used: an input/output error, a folder that cannot be made. The message names the file."""
+    """The spool cannot be used: an input/output error, a folder that cannot be made. The message names the file.
+
+    Attributes:
+        accepted: the event has its number and will be sent; only that it is on the disk cannot be said.
+    """
+
+    accepted = False
 
 
 class SpoolFull(SpoolError):

@@ -133,7 +133,11 @@ class Outbox:
             if own is None or self._synced >= seq:
                 return
             upto = own.last
-            own.sync()
+            try:
+                own.sync()
+            except SpoolError as e:
+                e.accepted = True
+                raise
             self._synced = upto
 
     # -- the wire's side ---------------------------------------------------------------------------------------

@@ -198,7 +198,8 @@ class Recorder:
         `await arecord(…)` is what waits for the disk.
 
         Raises EventError for a bad event, QueueFull when there was no room; in both cases nothing is recorded, and the
-        second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed.
+        second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed; its `accepted`
+        tells whether the event will be sent nevertheless.
         """
         draft = self._draft(kind, outcome, fields)
         receipt = self._accept(draft)
@@ -360,7 +361,7 @@ class Recorder:
         if not isinstance(error, SpoolFull):
             raise error
         why = self._shipper.last_error or "connected"
-        raise QueueFull(str(error) if reason == "closed" else f"{error} ({why}); the event was not accepted")
+        raise QueueFull(str(error) if reason == "closed" else f"{error} ({why}); the event was not accepted", reason)
 
     def lost(self, reason: str) -> None:
         """The caller lets go of an event that `record()` refused: it takes a number that is missing from then on."""
