@@ -18,6 +18,8 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("agent", "proof", "durability")
+#: Why events are lost, as far as it is known here: a counter that begins with its first loss hides that loss from rate().
+_REASONS = ("quota", "disk-full", "spool-error", "closed")
 _ERROR_MAX = 200  #: characters; a label is no place for a story
 
 
@@ -48,6 +50,7 @@ _FAMILIES = (
     _Family("clawtrail_accepted_bytes_total", "counter", "accepted_bytes", "Bytes of the frames of accepted events."),
     _Family("clawtrail_sent_bytes_total", "counter", "sent_bytes", "Bytes of frames that connections took, repetitions included."),
     _Family("clawtrail_last_error", "gauge", "last_error", "1 while the label says what is wrong with the connection.", max, by="error"),
+    _Family("clawtrail_proof_error", "gauge", "proof_error", "1 while the label says why nothing can be proven.", max, by="error"),
 )
 
 
@@ -94,7 +97,7 @@ def _values(family: _Family, value: Any) -> Iterable[tuple[tuple[tuple[str, str]
     if not family.by:
         return [((), value)]
     if isinstance(value, Mapping):
-        return [(((family.by, str(key)),), n) for key, n in value.items()]
+        return [(((family.by, str(key)),), n) for key, n in {**dict.fromkeys(_REASONS, 0), **value}.items()]
     return [(((family.by, str(value or "")[:_ERROR_MAX]),), bool(value))]
 
 
