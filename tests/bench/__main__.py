@@ -37,7 +37,8 @@ def main() -> None:
     try:
         certify(work / "certificates")
         machine = table.machine(work)
-        bench = Driver(1 if options.quick else options.rounds, options.quick, work)
+        bursts = tuple(dict.fromkeys(peer for g in chosen for peer in g.bursts))
+        bench = Driver(1 if options.quick else options.rounds, options.quick, work, bursts, tuple(g.tests for g in chosen if g.tests))
         lines: list[Line] = [line for goal in chosen for line in goal.lines(bench)]
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -25,11 +25,17 @@ _NAMESPACE = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh
 
 @dataclass
 class Driver:
-    """`done` holds every result of this run, by measurement and peer: goals share them, and the JSON shows them."""
+    """`done` holds every result of this run, by measurement and peer: goals share them, and the JSON shows them.
+
+    `bursts`: the peers of the goals that were chosen, which take turns in one set of rounds; `tests`: the files of unit
+    tests that hold the promises among them.
+    """
 
     rounds: int
     quick: bool
     work: Path
+    bursts: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
     done: dict[str, Runs] = field(default_factory=dict)
 
     def rounds_of(self, measurement: str, peers: Iterable[str], rounds: int | None = None, **given: Any) -> Runs:
@@ -70,21 +76,25 @@ class Driver:
         output = run([*_NAMESPACE, "iptables", "-w", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP"], TESTS, 20)
         return output.strip().replace("\n", " ")
 
-    def test_file(self, name: str) -> tuple[int, int, str]:
-        """(passed, all, why not) of one file of the unit tests."""
+    @cached_property
+    def tested(self) -> dict[str, tuple[int, int, str]]:
+        """File of tests → (passed, all, why not). Several at once: nothing in them is timed."""
+        with ThreadPoolExecutor(max_workers=5 if self.quick else 2) as pool:
+            return dict(zip(self.tests, pool.map(self._test, self.tests)))
+
+    def _test(self, name: str) -> tuple[int, int, str]:
         path = TESTS / "unit" / name
         if not path.is_file():
             return 0, 0, f"tests/unit/{name} is not there"
         say(f"pytest tests/unit/{name}")
-        report, bound = self.work / f"{name}.xml", 60 if self.quick else 240
+        report, bound = self.work / f"{name}.xml", 45 if self.quick else 240
         output = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(path)], TESTS, bound)
         if not report.is_file():
             return 0, 0, output.strip().rsplit("\n", 1)[-1]
         suites = list(ElementTree.parse(report).getroot().iter("testsuite"))
         counts = {k: sum(int(s.get(k, "0")) for s in suites) for k in ("tests", "failures", "errors", "skipped")}
-        passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
         self.done.setdefault("tests", {})[name] = [dict(counts)]
-        return passed, counts["tests"], ""
+        return counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"], counts["tests"], ""
 
 
 def run(command: list[str], folder: Path, bound: float, **environment: str) -> str:

@@ -25,20 +25,23 @@ class Line:
 
 @dataclass(frozen=True)
 class Goal:
-    """`key` is what `-k` finds, besides the words of the title."""
+    """`key` is what `-k` finds, besides the words of the title; `bursts`: who has to take part in the bursts that all
+    such goals share; `tests`: the file of tests that holds the promise."""
 
     key: str
     title: str
     lines: Callable[[Driver], Iterator[Line]]
+    bursts: tuple[str, ...] = ()
+    tests: str = ""
 
 
 GOALS: list[Goal] = []
 _Lines = Callable[[Driver], Iterator[Line]]
 
 
-def _goal(key: str, title: str) -> Callable[[_Lines], _Lines]:
+def _goal(key: str, title: str, bursts: tuple[str, ...] = ()) -> Callable[[_Lines], _Lines]:
     def add(lines: _Lines) -> _Lines:
-        GOALS.append(Goal(key, title, lines))
+        GOALS.append(Goal(key, title, lines, bursts))
         return lines
 
     return add
@@ -82,11 +85,11 @@ def _bound(what: str, write: _Write, mine: float | None, most: float, why: str =
 
 # -- speed -----------------------------------------------------------------------------------------------------
 
-_BURST = ("null", "stdlib SysLogHandler", "tlssysloghandler", "rfc5424", "OTel", "logstash-async", OURS, "clawtrail memory", "clawtrail disk", "record()")
+_HANDLERS = ("null", "stdlib SysLogHandler", "tlssysloghandler", "rfc5424", "OTel", "logstash-async", OURS, "clawtrail memory", "clawtrail disk")
 
 
 def _burst(bench: Driver) -> Runs:
-    return bench.rounds_of("burst", _BURST, n=8000 if bench.quick else 20000)
+    return bench.rounds_of("burst", bench.bursts, n=8000 if bench.quick else 20000)
 
 
 def _compare(runs: Runs, what: str, key: str, write: _Write, bounds: dict[str, float | None], least: bool = False) -> Iterator[Line]:
@@ -102,7 +105,7 @@ def _other_durability(runs: Runs, what: str, key: str, write: _Write) -> Iterato
         yield _ratio(f"{what}; durability {mode}", write, mine, "durability write", median(runs, OURS, key), None)
 
 
-@_goal("emit", "emit through `logging`, burst")
+@_goal("emit", "emit through `logging`, burst", _HANDLERS)
 def _emit(bench: Driver) -> Iterator[Line]:
     runs, what = _burst(bench), "emit p50 through logging, burst"
     bounds = {"tlssysloghandler": 0.6, "rfc5424": 0.45, "null": 1.8, "stdlib SysLogHandler": None, "OTel": None, "logstash-async": None}
@@ -111,13 +114,13 @@ def _emit(bench: Driver) -> Iterator[Line]:
     yield from _compare(runs, "emit p99 through logging, burst", "p99", _micro, {"tlssysloghandler": None, "rfc5424": None})
 
 
-@_goal("record", "record(), the direct API")
+@_goal("record", "record(), the direct API", (OURS, "record()"))
 def _record(bench: Driver) -> Iterator[Line]:
     runs = _burst(bench)
     yield _ratio("record() p50, burst", _micro, median(runs, "record()", "p50"), "our logging path", median(runs, OURS, "p50"), 0.35)
 
 
-@_goal("cpu", "process CPU per event, everything on; the peers bare")
+@_goal("cpu", "process CPU per event, everything on; the peers bare", _HANDLERS)
 def _cpu(bench: Driver) -> Iterator[Line]:
     runs, what = _burst(bench), "process CPU per event, everything on"
     bounds = {"tlssysloghandler": 0.85, "rfc5424": 0.6, "OTel": 0.3, "stdlib SysLogHandler": None, "logstash-async": None}
@@ -125,7 +128,7 @@ def _cpu(bench: Driver) -> Iterator[Line]:
     yield from _other_durability(runs, what, "process_cpu", _micro)
 
 
-@_goal("delivered", "delivered per second, everything on; the peers bare")
+@_goal("delivered", "delivered per second, everything on; the peers bare", _HANDLERS)
 def _delivered(bench: Driver) -> Iterator[Line]:
     runs, what = _burst(bench), "delivered per second, everything on"
     bounds = {"tlssysloghandler": 1.2, "rfc5424": 1.7, "stdlib SysLogHandler": None, "OTel": None, "logstash-async": None}
@@ -285,11 +288,12 @@ def _exit(bench: Driver) -> Iterator[Line]:
 
 
 def _tests(key: str, title: str, goal: str, file: str) -> None:
-    @_goal(key, title)
     def lines(bench: Driver) -> Iterator[Line]:
-        passed, count, why = bench.test_file(file)
+        passed, count, why = bench.tested[file]
         ours = f"not run: {why}" if why else f"{passed} of {count} tests pass"
         yield Line(title, ours, goal=goal, holds=None if why else passed == count > 0)
+
+    GOALS.append(Goal(key, title, lines, tests=file))
 
 
 _tests("kill", "agent SIGKILL at any instant, durability write", "0 accepted lost", "test_kill_points.py")
