@@ -63,7 +63,7 @@ def test_a_parser_keeps_a_backslash_that_escapes_nothing():
     assert syslog.parse(raw).sd == parse_message(raw).sd == {"a": {"x": 'c:\\dir"', "y": ""}, "b": {}}
 
 
-@pytest.mark.parametrize("raw", [b"", b"no header", b"<110>2 - - - - - - m", b"<110>1 - - - - - [a", b'<110>1 - - - - - [a x="1', b"<110>1 - - - - - [] m", b'<110>1 - - - - - [a \xff="1"'])
+@pytest.mark.parametrize("raw", [b"", b"no header", b"<110>2 - - - - - - m", b"<110>1 - - - - - [a", b'<110>1 - - - - - [a x="1', b"<110>1 - - - - - [] m", b'<110>1 - - - - - [a \xff="1"', b"<110>1 - - - - - [a][b][a] m", b"<110>1 - - - - - -m", b"<110>1 - - - - - m"])
 def test_what_is_no_message_is_refused_with_what_was_found(raw):
     with pytest.raises(ClawtrailError, match="expected"):
         syslog.parse(raw)

@@ -28,7 +28,7 @@ _TIME = re.compile(  # section 6.2.3: upper case, no leap second, at most micros
 _SD_ID = re.compile(rb"\[([!#-<>-\\^-~]{1,32})")
 _PARAM = re.compile(rb' ([!#-<>-\\^-~]{1,32})="((?:[^"\\\]]|\\.)*+)"', re.DOTALL)
 _ESCAPED = re.compile(rb'\\(["\\\]])')
-_MSG_LEN = re.compile(rb"([1-9]\d{0,9})( |\Z)")
+_MSG_LEN = re.compile(rb"([1-9]\d{0,9})(?: |\Z)")
 
 
 def header_field(value: str, limit: int) -> str:
@@ -163,13 +163,11 @@ class Frames:
             header = _MSG_LEN.match(buffer)
             if not header:
                 raise ClawtrailError(f"frame header {bytes(buffer[:16])!r}; expected a length, a space, a message")
-            if not header[2]:
-                return  # its digits go on
             start, length = header.end(), int(header[1])
             if length > self._limit:
                 raise ClawtrailError(f"frame of {length} bytes; expected at most {self._limit}")
             if len(buffer) < start + length:
-                return
+                return  # its bytes, or still its digits, go on
             found = bytes(buffer[start : start + length])
             del buffer[: start + length]  # moves the start, not the bytes
             yield found
