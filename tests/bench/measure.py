@@ -247,7 +247,7 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
     """Emits at a steady rate while the steps are taken at their times; then waits for what still comes.
 
     `fault`: seconds until the receiver is no receiver any more, from which our detection of it is timed; it lasts `away`
-    seconds, and what is accepted in them is the payload that has to be held.
+    seconds. What is accepted in them is the payload that has to be held, and memory is what grows in them.
     """
     subject = scene.subject()
     wanted = int(rate * lasts)
@@ -257,8 +257,8 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
     took, waits = array("q", bytes(8 * wanted)), array("q", bytes(8 * wanted))  # made before memory is looked at
     sent = raised = 0
     settle()
-    base, held = memory(), [0, 0]
-    peak, looked = dict(base), 0.0
+    base, accepted = memory(), 0
+    peak, held, later, looked = base, 0, 0, 0.0
     detected: float | None = None
     began = time.monotonic()
 
@@ -279,13 +279,15 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
                 break
             if at - looked > 0.1:
                 looked = at
-                now = memory()
-                peak = {k: max(v, now[k]) for k, v in peak.items()}
-                if scene.peer.ours:
-                    stats = subject.stats()
-                    held = [stats["accepted_bytes"] if at <= moment else v for moment, v in zip((fault, fault + away), held)]
-                    if detected is None and at > fault and not stats["connected"]:
-                        detected = at - fault
+                now, stats = memory(), subject.stats()
+                if at < fault:
+                    base = peak = now
+                    accepted = stats.get("accepted_bytes", 0)
+                elif at < fault + away:
+                    peak, held = {k: max(v, now[k]) for k, v in peak.items()}, stats.get("accepted_bytes", 0)
+                later = max(later, now["anonymous"])
+                if detected is None and at > fault and not stats.get("connected", True):
+                    detected = at - fault
             args, options = work[i]
             waited = int(schedule.read().split()[1])
             schedule.seek(0)
@@ -313,7 +315,8 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
         "detected_s": detected,
         "anonymous": peak["anonymous"] - base["anonymous"],
         "mapped": peak["mapped"] - base["mapped"],
-        "payload": held[1] - held[0] if scene.peer.ours else None,
+        "anonymous_later": later - base["anonymous"],
+        "payload": held - accepted if scene.peer.ours else None,
         "stats": subject.stats(),
     }
 
