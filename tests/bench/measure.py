@@ -18,7 +18,7 @@ import threading
 import time
 from array import array
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 from .events import WARM, events
 from .peers import OURS, PEERS, Place, Subject
@@ -204,7 +204,7 @@ def paced(scene: Scene, n: int, rate: int) -> Result:
     return {"n": n, **quantiles(took), "process_cpu": process / n / 1e3, **scene.verdict(n)}
 
 
-def pace(n: int, rate: int) -> Any:
+def pace(n: int, rate: int) -> Iterator[int]:
     """0 … n - 1, each at its time; one that is late comes at once."""
     began = time.perf_counter_ns()
     for i in range(n):
@@ -238,7 +238,6 @@ def hang_kill(scene: Scene, rate: int, before: float, away: float, after: float)
 
 def partition(scene: Scene, rate: int, before: float, away: float, after: float) -> Result:
     """Packets vanish for `away` seconds, and the sink dies meanwhile. Needs a network namespace of its own."""
-
     steps = [(before, scene.step("part")), (before + away, scene.step("kill", "join", "start"))]
     return faulty(scene, rate, before + away + after, steps, before, away)
 
@@ -246,61 +245,39 @@ def partition(scene: Scene, rate: int, before: float, away: float, after: float)
 def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Callable[[], None]]], fault: float, away: float) -> Result:
     """Emits at a steady rate while the steps are taken at their times; then waits for what still comes.
 
-    `fault`: seconds until the receiver is no receiver any more, from which our detection of it is timed; it lasts `away`
-    seconds. What is accepted in them is the payload that has to be held, and memory is what grows in them.
+    `fault`: seconds until the receiver is no receiver any more; it is none for `away` seconds.
     """
     subject = scene.subject()
     wanted = int(rate * lasts)
     work = prepared(subject, wanted)
     scene.warm_up(subject)
-    taken = threading.Event()
     took, waits = array("q", bytes(8 * wanted)), array("q", bytes(8 * wanted))  # made before memory is looked at
     sent = raised = 0
     settle()
-    base, accepted = memory(), 0
-    peak, held, later, looked = base, 0, 0, 0.0
-    detected: float | None = None
+    watch = Watch(subject, fault, away)
     began = time.monotonic()
-
-    def control() -> None:
-        for at, step in steps:
-            time.sleep(max(0.0, began + at - time.monotonic()))
-            step()
-        taken.set()
-
-    threading.Thread(target=control, daemon=True).start()
-    with open("/proc/thread-self/schedstat", "rb", buffering=0) as schedule:
-        for i in range(wanted):
-            early = began + i / rate - time.monotonic()
-            if early > 6e-5:
-                time.sleep(early)
-            at = time.monotonic() - began
-            if at > lasts:
-                break
-            if at - looked > 0.1:
-                looked = at
-                now, stats = memory(), subject.stats()
-                if at < fault:
-                    base = peak = now
-                    accepted = stats.get("accepted_bytes", 0)
-                elif at < fault + away:
-                    peak, held = {k: max(v, now[k]) for k, v in peak.items()}, stats.get("accepted_bytes", 0)
-                later = max(later, now["anonymous"])
-                if detected is None and at > fault and not stats.get("connected", True):
-                    detected = at - fault
-            args, options = work[i]
-            waited = int(schedule.read().split()[1])
-            schedule.seek(0)
-            before = time.perf_counter_ns()
-            try:
-                subject.call(*args, **options)
-            except Exception:
-                raised += 1
-            took[i] = time.perf_counter_ns() - before
-            waits[i] = int(schedule.read().split()[1]) - waited
-            schedule.seek(0)
-            sent += 1
-    taken.wait(10)
+    taken = threading.Event()
+    threading.Thread(target=take, args=(steps, began, taken), daemon=True).start()
+    schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    for i in range(wanted):
+        early = began + i / rate - time.monotonic()
+        if early > 6e-5:
+            time.sleep(early)
+        at = time.monotonic() - began
+        if at > lasts:
+            break
+        watch.look(at)
+        args, options = work[i]
+        waited, before = waited_for_cpu(schedule), time.perf_counter_ns()
+        try:
+            subject.call(*args, **options)
+        except Exception:
+            raised += 1
+        took[i] = time.perf_counter_ns() - before
+        waits[i] = waited_for_cpu(schedule) - waited
+        sent += 1
+    if not taken.wait(10):
+        raise RuntimeError("the fault was not made")
     scene.drained(sent, 40)
     longest = max(range(wanted), key=took.__getitem__)
     return {
@@ -312,13 +289,59 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
         "over_10_ms": sum(t > 10e6 for t in took),
         "raised": raised,
         "errors": subject.errors,
-        "detected_s": detected,
-        "anonymous": peak["anonymous"] - base["anonymous"],
-        "mapped": peak["mapped"] - base["mapped"],
-        "anonymous_later": later - base["anonymous"],
-        "payload": held - accepted if scene.peer.ours else None,
+        **watch.figures(),
         "stats": subject.stats(),
     }
+
+
+def take(steps: list[tuple[float, Callable[[], None]]], began: float, taken: threading.Event) -> None:
+    for at, step in steps:
+        time.sleep(max(0.0, began + at - time.monotonic()))
+        step()
+    taken.set()
+
+
+def waited_for_cpu(schedule: int) -> int:
+    """Nanoseconds that this thread could have run and was not let; `schedule` is its schedstat."""
+    return int(os.pread(schedule, 64, 0).split()[1])
+
+
+class Watch:
+    """Looks at memory and at our counters ten times a second.
+
+    What is accepted during the fault is the payload that has to be held, and memory is what grows in the same seconds.
+    """
+
+    def __init__(self, subject: Subject, fault: float, away: float) -> None:
+        self._stats, self._fault, self._away = subject.stats, fault, away
+        self._base = self._peak = memory()
+        self._accepted = self._held = self._later = 0
+        self._looked = 0.0
+        self._detected: float | None = None
+
+    def look(self, at: float) -> None:
+        if at - self._looked < 0.1:
+            return
+        self._looked = at
+        now, stats = memory(), self._stats()
+        accepted = stats.get("accepted_bytes", 0)
+        if at < self._fault:
+            self._base = self._peak = now
+            self._accepted = accepted
+        elif at < self._fault + self._away:
+            self._peak, self._held = {k: max(v, now[k]) for k, v in self._peak.items()}, accepted
+        self._later = max(self._later, now["anonymous"])
+        if self._detected is None and at > self._fault and not stats.get("connected", True):
+            self._detected = at - self._fault
+
+    def figures(self) -> Result:
+        return {
+            "detected_s": self._detected,
+            "anonymous": self._peak["anonymous"] - self._base["anonymous"],
+            "mapped": self._peak["mapped"] - self._base["mapped"],
+            "anonymous_later": self._later - self._base["anonymous"],
+            "payload": self._held - self._accepted or None,
+        }
 
 
 def memory() -> dict[str, int]:
