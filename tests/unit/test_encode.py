@@ -7,7 +7,7 @@ import threading
 from unittest import mock
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawtrail import event, redact
@@ -144,23 +144,30 @@ def _one(*words):
     return st.sampled_from(words)
 
 
-_VALUES = st.sampled_from([letters(4), letters(6), letters(20), "a" * 3, "$HOME", "true", "[redacted:key:0a1b2c3d]", "{{ x }}", "%s"])
+_VALUES = st.sampled_from([letters(20), letters(30), letters(6), letters(4), "a" * 3, "$HOME", "true", "[redacted:key:0a1b2c3d]", "{{ x }}"])
 _QUOTE, _GAP = _one("", "'", '"'), _one("", " ", "  ", "\t", "\u00a0", "\n", "     ")
 _NAME = _one("password", "passwd", "passphrase", "secret", "token", "api_key", "apikey", "access-key", "secret_key", "privatekey", "credential", "credentials")
-#: What each expression of context matches, and next to it; one of the cases is applied to the whole.
-_CONTEXTS = st.one_of(
-    st.tuples(_one("", "db.", "X_", "my-", "é"), _NAME, _QUOTE, _GAP, _one("=", ":"), _GAP, _QUOTE, _VALUES),
-    st.tuples(_one("", "x "), _one("-", "--", "--a-", "---", "-é-"), _NAME, _one("=", " ", "  ", "\t"), _QUOTE, _VALUES),
-    st.tuples(_one("", "Proxy-"), _one("authorization"), _QUOTE, _GAP, _one("=", ":"), _GAP, _one("", "bearer ", "basic "), _VALUES),
-    st.tuples(_one("", "a "), _one("bearer"), _GAP, _VALUES),
-    st.tuples(_one("", "é", " "), _one("x-key", "x-api-key", "x-a-token", "x-secret", "cookie", "set-cookie"), _QUOTE, _GAP, _one(":"), _GAP, _VALUES),
-    st.tuples(_one("?", "&", ""), _one("access_token", "token", "api_key", "key", "sig", "signature", "code", "x-amz-signature", "client_secret"), _one("="), _VALUES),
-    st.tuples(_one("https", ""), _one("://"), _one("u", ""), _one(":", ""), _VALUES, _one("@", "")),
-    st.tuples(_one("curl "), _one("", "-s", "-X POST "), _one(" -u", " --user", "\t-u"), _one("", " ", "="), _QUOTE, _one("me"), _one(":"), _VALUES),
-    st.tuples(_one("sshpass", "x sshpass"), _GAP, _one("-p", "-f"), _GAP, _QUOTE, _VALUES),
-    st.tuples(_one("", " ", "a", "é", "-", "_"), st.sampled_from(_SECRETS), _one("", " ", "a", ".", "-")),
-).map("".join)
-_CONTEXT_TEXT = st.builds(lambda before, s, case, after: before + case(s) + after, _one("", "a ", "see: ", "-"), _CONTEXTS, st.sampled_from(_CASES), _one("", " b"))
+#: What each expression of context matches, and what is next to it.
+_CONTEXTS = {
+    "assignment": st.tuples(_one("", "db.", "X_", "my-", "é"), _NAME, _QUOTE, _GAP, _one("=", ":"), _GAP, _QUOTE, _VALUES),
+    "argument": st.tuples(_one("", "x "), _one("-", "--", "--a-", "---", "-é-"), _NAME, _one("=", " ", "  ", "\t"), _QUOTE, _VALUES),
+    "auth-header": st.tuples(_one("", "Proxy-"), _one("authorization"), _QUOTE, _GAP, _one("=", ":"), _GAP, _one("", "bearer ", "basic "), _VALUES),
+    "bearer": st.tuples(_one("", "a "), _one("bearer"), _one(" ", "  ", "\t", " \n"), _VALUES),
+    "key-header": st.tuples(_one("", "é", " "), _one("x-key", "x-api-key", "x-a-token", "x-secret", "cookie", "set-cookie"), _QUOTE, _GAP, _one(":"), _GAP, _VALUES),
+    "query": st.tuples(_one("?", "&"), _one("access_token", "token", "api_key", "key", "sig", "signature", "code", "x-amz-signature", "client_secret"), _one("="), _VALUES),
+    "url-userinfo": st.tuples(_one("https", ""), _one("://"), _one("u", ""), _one(":", ""), _VALUES, _one("@", "")),
+    "curl": st.tuples(_one("curl "), _one("", "-s", "-X POST "), _one(" -u", " --user", "\t-u"), _one("", " ", "="), _QUOTE, _one("me"), _one(":"), _VALUES),
+    "sshpass": st.tuples(_one("sshpass", "x sshpass"), _GAP, _one("-p", "-f"), _GAP, _QUOTE, _VALUES),
+    "format": st.tuples(_one("", " ", "a", "é", "-", "_"), st.sampled_from(_SECRETS), _one("", " ", "a", ".", "-")),
+}
+
+
+def in_context(words):
+    whole = st.builds(lambda s, case: case("".join(s)), words, st.sampled_from([str, *_CASES]))
+    return st.builds(lambda before, s, after: before + s + after, _one("", "a ", "see: ", "-"), whole, _one("", " b"))
+
+
+_CONTEXT_TEXT = st.one_of(*map(in_context, _CONTEXTS.values()))
 TEXT = _CONTEXT_TEXT | _PLAIN_TEXT | _JSON_TEXT | st.text(max_size=30) | st.builds(lambda s, n: s * n, _WORDS, st.integers(1, 400))
 _KEYS = _PLAIN_TEXT | st.sampled_from(["password", "apiKey", "value", "nextPageToken", "max_tokens", "id", "name", "command"]) | st.text(max_size=5)
 _SCALARS = TEXT | st.none() | st.booleans() | st.integers() | st.integers(-(2**54), 2**54) | st.floats() | st.binary(max_size=5)
@@ -174,14 +181,21 @@ VALUE = st.recursive(
 )
 
 
-@settings(max_examples=1000, deadline=None)
-@given(_CONTEXT_TEXT | TEXT)
-def test_a_text_that_no_expression_is_tried_on_is_one_that_none_of_them_changes(text):
+REDACTOR = Redactor(KEY)
+
+
+@pytest.mark.parametrize("context", [*_CONTEXTS, "anything"])
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_text_that_no_expression_is_tried_on_is_one_that_none_of_them_changes(context, data):
+    text = data.draw(in_context(_CONTEXTS[context]) if context in _CONTEXTS else TEXT)
     if redact._nothing_in(text):
         assert REDACTOR._expressions(text, found := Found()) == text and found == Found()
 
 
-REDACTOR = Redactor(KEY)
+@pytest.mark.parametrize("text", ["credent\u0131als=12345678", "CREDENT\u0130AL: 12345678", "pa\u017fsword=12345678", "to\u212aen=12345678", "x-to\u212aen: 123456"])
+def test_letters_that_only_a_careless_eye_takes_for_others_hide_nothing(text):
+    assert not redact._nothing_in(text) and REDACTOR._expressions(text, found := Found()) != text and found.count == 1
 
 
 @pytest.mark.parametrize("text", _SECRETS + [f"see {s}." for s in _SECRETS] + [f"({s})" for s in _SECRETS], ids=lambda s: s[:12])
@@ -207,12 +221,48 @@ def test_what_is_called_plain_is_what_the_long_way_leaves_of_it(value):
     st.sampled_from(["tool.call", "log.record", "no.kind"]),
     st.sampled_from(["success", "attempt", "perhaps"]),
 )
-@example({"session": "é\x85\u2028", "run": "r" * 512}, {"params": {"a": "\x7f\ufeff\b\x1f\"\\/", "n": [1, -5, 1.5, (2, None)]}}, "tool.call", "success")
-@example({"session": "é" * 300}, {"content": {str(i): "x" * 3000 for i in range(30)}}, "tool.call", "success")
-@example({}, {"content": {str(i): "x" * 3000 for i in range(15)}, "credential": {"name": "a", "value": "b"}}, "tool.call", "success")
-@example({}, {"content": {str(i): list(range(300)) for i in range(30)}, "duration_us": "password=x1234567"}, "tool.call", "success")
 def test_an_event_is_the_same_by_the_short_and_by_the_long_way(encoder, names, groups, kind, outcome):
-    fields = {**groups, **names}
+    both_ways_are_one(encoder, kind, outcome, {**groups, **names})
+
+
+def deep(n, bottom):
+    return bottom if n == 0 else [{"a": deep(n - 2, bottom)}] if n % 2 == 0 else [deep(n - 1, bottom)]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"params": {"a": "\x7f"}},
+        {"params": {"a": "é\x85\u2028\ufeff"}},
+        {"params": {"\x7f\u2028": "\b\t\x1f\"\\/\r\n"}},
+        {"params": {"s": "\udc80"}},
+        {"params": {"\udc80": 1}},
+        {"session": "a\udc80", "run": ""},
+        {"session": "é" * 300, "run": "x" * 512},
+        {"session": "€" * 170, "run": "😀" * 200},
+        {"params": {"n": [2**53 - 1, 1 - 2**53, 2**53], "f": 1.5}},
+        {"params": {"n": 2**53}},
+        {"params": [-(2**53)]},
+        {"params": {"n": 10**5000}},
+        {"params": {"a": "x" * 3000, "b": ["y" * 20_000], "c": ("z" * 2049,)}},
+        {"params": "x" * 17_000, "error": "y" * 70_000},
+        *({"params": deep(n, "x")} for n in (6, 7, 8, 9, 10)),
+        *({"content": {str(i): c * 3000 for i in range(n)}} for n in (12, 18, 20, 30) for c in "xé"),
+        {"content": {str(i): list(range(300)) for i in range(40)}},
+        {"duration_us": "password=x1234567"},
+        {"params": {"args": ["--token", "abcdefgh"], "b": ["-x", "y", "--password"], "c": ["-" * 3, "-token=", "z1z2z3"]}},
+        {"params": {"a": '{"\\u0070assword": "x12"}', "b": "[" + escaped(KNOWN) + "]"}},
+        {"params": {"a": "xoxb-" + letters(10), "b": "AK" + "IA" + "A" * 16}},
+        {"params": {"value": "x", "a": {"value": {"value": 1}}, "token": None, "secret": True, "password": 999, "apikey": 1000}},
+    ],
+    ids=lambda f: event.written(f)[:50].encode("ascii", "replace").decode(),
+)
+def test_an_event_at_the_edge_is_the_same_by_the_short_and_by_the_long_way(encoder, fields):
+    both_ways_are_one(encoder, "tool.call", "success", fields)
+
+
+def both_ways_are_one(encoder, kind, outcome, fields):
     with mock.patch.object(event, "orjson", event.orjson if encoder == "orjson" else None):
         redactor, results = short(), []
         for _ in range(2):
@@ -268,6 +318,11 @@ def test_an_instance_of_a_subclass_is_written_as_the_long_way_writes_it(encoder,
         redactor = Redactor(KEY)
         encode(redactor=redactor, params={"name": "x", "a": "name"})  # known as harmless, and equal to what comes
         assert json.loads(encode(redactor=redactor, params=value)[1])["params"] == event.clean(value)
+
+
+@pytest.mark.parametrize("value", ["a\udc80", {"\udc80": 1}, ["\udc80"], b"x", {1}, {1: 2}, 2**53, {"token": 1}, ["--token", "x"], [[[[[[[[[]]]]]]]]]], ids=ascii)
+def test_the_short_way_says_when_it_does_not_know(value):
+    assert short().plain(value) is event.UNSURE
 
 
 def test_what_was_harmless_goes_out_from_the_moment_it_is_learned():

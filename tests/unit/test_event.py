@@ -1,8 +1,12 @@
 """Events: what is accepted, what is refused and how it says so, and what every line looks like."""
 
 import json
+import os
 import string
 import sys
+import threading
+from datetime import UTC, datetime
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -161,6 +165,82 @@ def test_ids_sort_by_time_and_do_not_repeat():
     assert len(set(ids)) == 2000
     assert [i[:13] for i in ids] == sorted(i[:13] for i in ids)
     assert all(i[14] == "7" and i[19] in "89ab" and set(i) <= set(string.hexdigits + "-") for i in ids)
+
+
+def test_ids_of_one_millisecond_stand_in_the_order_of_their_creation():
+    clock = 1_795_445_526_123
+    with mock.patch.object(event.time, "time_ns", lambda: clock * 1_000_000):
+        ids = [event.uuid7() for _ in range(1000)]
+        clock += 1
+        later = event.uuid7()
+    assert ids == sorted(set(ids)) and ids[0][:13].replace("-", "") == f"{clock - 1:012x}"
+    assert later > ids[-1] and later[14:28] != ids[0][14:28]
+
+
+def test_ids_are_unique_over_threads():
+    made, before = [], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: made.append([event.uuid7() for _ in range(5000)])) for _ in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert len({i for ids in made for i in ids}) == 30_000
+
+
+def test_ids_are_unique_over_a_fork_even_inside_of_one_millisecond():
+    with mock.patch.object(event.time, "time_ns", lambda: 1_795_445_526_123_000_000):
+        event.uuid7()
+        reader, writer = os.pipe()
+        if not (pid := os.fork()):
+            os.write(writer, "".join(event.uuid7() for _ in range(50)).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        os.close(writer)
+        with os.fdopen(reader) as f:
+            text = f.read()
+        theirs = {text[i : i + 36] for i in range(0, len(text), 36)}
+        assert len(theirs) == 50 and not theirs & {event.uuid7() for _ in range(50)}
+
+
+def by_datetime(seconds):
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+_MOMENTS = st.one_of(
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.floats(-62_135_596_800, 253_402_300_800),
+    st.floats(1.7e9, 1.9e9),
+    st.integers(-(10**13), 10**13),
+    st.builds(lambda n, d: n + d, st.integers(-(10**10), 10**10), st.sampled_from([0.999999, 0.9999995, 0.9999994, 0.9999999, 5e-7, 4e-7, 0.5, 1.5e-6, 2.5e-6])),
+)
+
+
+@given(st.lists(_MOMENTS, min_size=1, max_size=3))
+def test_a_timestamp_is_what_datetime_makes_of_it(moments):
+    for seconds in [*moments, *moments]:
+        try:
+            expected = by_datetime(seconds)
+        except (ValueError, OverflowError, OSError):
+            with pytest.raises((ValueError, OverflowError, OSError)):
+                event.timestamp(seconds)
+        else:
+            assert event.timestamp(seconds) == expected
+
+
+@pytest.mark.parametrize("seconds", ["yesterday", [1], {}, object()], ids=repr)
+def test_what_is_no_number_is_no_moment(seconds):
+    with pytest.raises(TypeError):
+        event.timestamp(seconds)
+
+
+def test_now_is_now():
+    before = datetime.now(UTC)
+    shown = datetime.fromisoformat(event.timestamp())
+    assert before <= shown <= datetime.now(UTC)
 
 
 def test_a_timestamp_is_rfc_3339_in_utc_with_microseconds():

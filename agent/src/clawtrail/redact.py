@@ -112,7 +112,7 @@ _SIGNS = _signs()
 _UNMARKED = tuple(hint for _, hints, _ in _FORMATS for hint in hints if not set(hint) & set("-_.:/"))
 _NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?)"  # what _WORD ends with
 _ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
-_ARGUMENT = re.compile(r"-[a-z0-9-]{0,41}" + _NAMES + r"[=\s]")
+_ARGUMENT = re.compile(r"-[a-z0-9_-]{0,52}" + _NAMES + r"[=\s]")
 _QUERY = next(pattern for kind, _, pattern in _CONTEXT if kind == "query")
 
 
@@ -135,13 +135,12 @@ def _nothing_in(s: str) -> bool:
     colon, equal, dash = ":" in s, "=" in s, "-" in s
     if not (colon or equal or dash):
         return True
-    named = "key" in low or "token" in low or "secret" in low
-    if named or "passw" in low or "passp" in low or "credential" in low:
+    if "key" in low or "token" in low or "secret" in low or "passw" in low or "passp" in low or "credential" in low:
         if (colon or equal) and _ASSIGNED.search(low) or dash and _ARGUMENT.search(low):
-            return False
+            return False  # the first is also what every `x-…-key:` has
     if (colon or equal) and "authorization" in low or equal and ("?" in s or "&" in s) and _QUERY.search(s):
         return False
-    if colon and ("@" in s and "://" in s or "cookie" in low or named and "x-" in low):
+    if colon and ("@" in s and "://" in s or "cookie" in low):
         return False
     return not (dash and ("curl" in s and "-u" in s or "sshpass" in s))
 
