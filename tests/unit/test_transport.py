@@ -753,3 +753,24 @@ def test_a_ca_that_is_replaced_is_the_one_that_counts(rotation, pki):
     assert rotation.tls.changed() and rotation.tls.reload()
     with pytest.raises(TransportError, match="is not verified"):
         rotation.known_as(rotation.tls)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much is acknowledged")
+def test_a_receiver_that_only_pauses_keeps_its_connection(receiver, make_recorder):
+    recorder = make_recorder(receiver.address)
+    recorder.record("tool.call", "attempt")
+    eventually(lambda: receiver.raw, state=recorder.stats)
+    receiver.hang = True
+    text = "lorem ipsum " * 150
+    until = time.monotonic() + dial.DEAD_PEER + 3.0  # longer than a peer that is gone is given
+    sent = 1
+    while time.monotonic() < until:
+        if recorder.stats()["unsent"] < 500:  # more than both kernels take
+            recorder.record("tool.call", "attempt", params={"text": text})
+            sent += 1
+        else:
+            time.sleep(0.01)
+    assert recorder.stats()["connects"] == 1 and recorder.stats()["unsent"] > 100, recorder.stats()
+    receiver.hang = False
+    eventually(lambda: len(receiver.events("tool.call")), sent, state=recorder.stats)
+    assert recorder.stats()["resent"] == 0 and receiver.connections == 1

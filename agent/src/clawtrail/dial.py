@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import socket
+import struct
 import threading
 import time
 from typing import Any
@@ -15,7 +16,7 @@ from .errors import ConfigurationError, TransportError
 
 SEND_BUFFER = 256 * 1024  #: bytes; what lies in the kernel is what a receiver that dies has not read
 NOT_SENT = 128 * 1024  #: bytes not sent yet from which on the kernel asks for no more
-DEAD_PEER = 4.0  #: seconds without an acknowledgement, or without room at the receiver, after which the kernel gives up
+DEAD_PEER = 4.0  #: seconds without an acknowledgement after which the kernel gives up
 _FRESH = 60.0  # seconds that a late answer of the resolver is good for
 _Found = list[tuple[Any, ...]]  # what getaddrinfo returns
 _OPTIONS = (
@@ -28,6 +29,19 @@ _OPTIONS = (
     (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", int(DEAD_PEER * 1000)),
     (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", NOT_SENT),
 )
+
+
+def bear(sock: socket.socket, seconds: float) -> None:
+    """Gives the peer `seconds`, if its kernel acknowledged everything and its program reads nothing; else DEAD_PEER.
+
+    TCP_USER_TIMEOUT alone cannot tell a receiver that pauses from one that is gone.
+    """
+    try:
+        unacknowledged = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)[0]
+        patience = DEAD_PEER if unacknowledged else max(seconds, DEAD_PEER)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patience * 1000))
+    except (AttributeError, OSError):  # not Linux; or gone, and the next read says so
+        pass
 
 
 def names(host: str) -> tuple[str, str]:

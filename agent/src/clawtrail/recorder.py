@@ -22,6 +22,7 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 from . import __version__, event, syslog
 from .action import Action
 from .chain import Chain
+from .dial import names
 from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
 from .outbox import Outbox
 from .proof import HTTPSWatermark, Watermark
@@ -563,6 +564,7 @@ def _endpoints(address: Any) -> list[tuple[str, int]]:
         good = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) and pair[0] and type(pair[1]) is int
         if not good or not 0 < pair[1] < 65536:
             raise ConfigurationError(f"address {pair!r}; expected (host, port), for example ('logs.example', 6514)")
+        names(pair[0])
     return [(host, port) for host, port in pairs]
 
 

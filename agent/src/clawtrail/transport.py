@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .dial import DEAD_PEER, connect, names, peer
+from .dial import DEAD_PEER, bear, connect, names, peer
 from .errors import ConfigurationError, TransportError
 
 log = logging.getLogger("clawtrail.transport")
@@ -172,6 +172,7 @@ class Connection:
     def __init__(self, host: str, port: int, context: ssl.SSLContext, name: str, deadlines: Deadlines) -> None:
         self.peer = peer(host, port)
         self._deadlines = deadlines
+        self._paused = False
         raw = connect(host, port, deadlines.resolve, deadlines.connect)
         self._sock = handshake(raw, context, name, self.peer, deadlines.handshake)
 
@@ -181,11 +182,20 @@ class Connection:
     def send(self, data: memoryview) -> int:
         """Writes what fits now; 0 when nothing does. Raises TransportError when the connection is gone."""
         try:
-            return self._sock.send(data)
+            sent = self._sock.send(data)
+            if self._paused:
+                self._paused = False
+                bear(self._sock, 0.0)
+            return sent
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return 0
         except (OSError, ValueError) as e:
             raise TransportError(explain(e, self.peer)) from e
+
+    def bear(self) -> None:
+        """Nothing could be written: a receiver that is there and reads nothing is borne as long as the deadline `stall` says."""
+        self._paused = True
+        bear(self._sock, self._deadlines.stall + DEAD_PEER)
 
     def pump(self) -> None:
         """Reads what there is: session tickets, alerts, the end. Raises TransportError when the connection is gone."""
