@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
 
+from clawtrail import Recorder, settings
 from clawtrail.event import FIELDS, KINDS, OUTCOMES
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = (ROOT / "docs/events.md").read_text()
+HANDLER = (ROOT / "docs/handler.md").read_text()
 
 
 def test_every_field_kind_and_outcome_is_on_the_page_of_events_and_no_other() -> None:
@@ -25,6 +28,28 @@ def test_the_example_on_the_page_of_events_is_one() -> None:
     assert KINDS[example["kind"]] == example["category"] and example["outcome"] in OUTCOMES
     order = [key for key in example if key in FIELDS]
     assert order == sorted(order, key=FIELDS.index)
+
+
+def test_every_setting_is_on_the_page_of_the_handler_and_no_other() -> None:
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.*?) \| (R?) ?\| ", HANDLER.split("## What \"arrived\"")[0], re.M)
+    named = {name: (default, recorder) for names, default, recorder in rows for name in re.findall(r"`(\w+)`", names)}
+    unlisted = {"socktype", "agent_type", "agent_version"}  # read and checked; of no use but for compatibility, or to clawtrail itself
+    assert named.keys() == set(settings._KEYS) - unlisted
+    arguments = inspect.signature(Recorder).parameters
+    assert {name for name, (_, recorder) in named.items() if recorder} <= arguments.keys()
+    for name, written in (("durability", "write"), ("when_full", "block"), ("proof", "window"), ("minimum_version", "TLSv1.3")):
+        assert named[name][0] == f"`{written}`" and arguments[name].default == written
+    for name, written in (("quota", "256 MiB"), ("full_timeout", "5 s"), ("retain", "24 h"), ("heartbeat", "30 s")):
+        number, unit = written.split()
+        assert named[name][0] == written
+        assert arguments[name].default == float(number) * {"MiB": 1 << 20, "s": 1, "h": 3600}[unit]
+
+
+def test_the_python_on_the_pages_is_python_and_imports_what_there_is() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+            compile(block, page.name, "exec")
+            exec("\n".join(line for line in block.splitlines() if line.startswith(("import clawtrail", "from clawtrail"))), {})
 
 
 def test_every_link_of_the_pages_leads_to_a_file() -> None:
