@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import logging.handlers
 import ssl
+import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -16,7 +19,7 @@ import pytest
 import yaml
 from harness import ROOT, Stack, eventually
 
-from clawtrail import Receipt, TLSSysLogHandler
+from clawtrail import Receipt, TLSSysLogHandler, event
 from clawtrail.store import Entry
 
 
@@ -38,6 +41,23 @@ def test_an_event_by_record_is_stored_byte_for_byte_and_found_by_session_tool_an
     assert_labels(entry, job="audit", agent="alpha", category="tool", outcome="attempt", session=session, run="r-1", tool="search",
                   event="tool.call", epoch=sent.epoch, seq=str(sent.seq))  # fmt: skip
     assert "spoof" not in entry.labels
+
+
+def test_the_wheel_in_an_empty_environment_ships_the_example_to_the_stack(running: Stack, tmp_path: Path) -> None:
+    """As `pip install clawtrail` on a host that has nothing else, with nothing of this repository in reach."""
+    run = functools.partial(subprocess.run, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check", "-w", "wheel", str(ROOT / "agent")])
+    run([sys.executable, "-m", "venv", "empty"])
+    run(["empty/bin/python", "-m", "pip", "install", "-q", "--no-index", "--disable-pip-version-check", *map(str, tmp_path.glob("wheel/*.whl"))])
+    listed = run(["empty/bin/python", "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]).stdout
+    assert {line.partition("==")[0] for line in listed.splitlines()} <= {"clawtrail", "pip", "setuptools"}
+    environment = {"CLAWTRAIL_TLS": str(running.client("my-agent")), "RECEIVER_PORT": str(running.receiver[1]), "CLAWTRAIL_SPOOL": "spool"}
+    since = time.time_ns()
+    assert run(["empty/bin/python", str(ROOT / "agent/examples/agent.py")], env=environment).stderr == ""
+    stored = running.find('{job="audit", agent="my-agent"} | session="s-1" | tool="exec"', 2)
+    call, result = (json.loads(e.line) for e in sorted(stored, key=lambda e: int(e.labels["seq"])))
+    assert call["kind"] == "tool.call" and call["params"] == {"command": "date"} and call["ts"] > event.timestamp(since / 1e9)
+    assert result["kind"] == "tool.result" and result["outcome"] == "success" and result["caused_by"] == call["id"]
 
 
 def test_an_event_by_the_handler_is_stored_byte_for_byte_and_found_by_session_tool_and_agent(running: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +93,7 @@ def test_the_forums_own_logging_yaml_ships_with_its_class_line_and_the_ca_change
             str(running.folder / "certs/clients/nano-claw"): {"bind": "/etc/clawtrail/tls", "mode": "ro"},
             str(Path(yaml.__file__).parent): {"bind": "/deps/yaml", "mode": "ro"},
         },
-        environment={"PYTHONPATH": "/deps:/opt/clawtrail/lib/python3.13/site-packages", "PATH": "/opt/clawtrail/bin:/usr/bin:/bin"},
+        environment={"CLAWTRAIL_SPOOL": "/tmp/spool", "PYTHONPATH": "/deps:/opt/clawtrail/lib/python3.13/site-packages", "PATH": "/opt/clawtrail/bin:/usr/bin:/bin"},
         user=str((running.folder / "certs/clients/nano-claw/client.key").stat().st_uid),
         remove=True,
         stderr=True,
