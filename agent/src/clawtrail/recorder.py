@@ -32,6 +32,7 @@ from .spool import Damage
 from .transport import TLS, Deadlines, TLSFiles
 
 ADOPT = 60.0  #: seconds between two looks for what dead processes left
+NAME_MAX = 64  #: characters of a certificate's common name, RFC 5280 appendix A.1
 DURABILITIES = ("disk", "write", "memory")
 POLICIES = ("block", "fail", "drop")
 PROOFS = ("window", "barrier")
@@ -129,8 +130,8 @@ class Recorder:
         sd_id: str = syslog.SD_ID,
         deadlines: Deadlines = Deadlines(),
     ) -> None:
-        if not agent:
-            raise ConfigurationError("agent is empty; expected the name in the client certificate")
+        if not agent or len(agent) > NAME_MAX:
+            raise ConfigurationError(f"agent {agent[:80]!r}; expected the name in the client certificate, 1 to {NAME_MAX} characters")
         _one_of("durability", durability, DURABILITIES)
         _one_of("when_full", when_full, POLICIES)
         if quota < 1 << 20:

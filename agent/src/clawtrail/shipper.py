@@ -24,6 +24,7 @@ BROKEN = 2.0  #: seconds: longest wait after a connection that came up and broke
 STEADY = 1.0  #: seconds: a connection that lived so long is no failure, unless it stalled
 TICK = 1.0  #: seconds between two looks at everything that is not urgent
 BARRIER = (1.0, 5.0, 10_000)  #: a barrier when idle for so long, after so long, or after so many events
+PATIENCE = 3  #: barriers that a receiver leaves unanswered before it is asked less often
 FILES = 5.0  #: seconds between two looks at the certificate files
 FAIL_BACK = 30.0  #: seconds between two attempts to get back to a preferred endpoint
 
@@ -61,6 +62,7 @@ class Shipper:
         self._stored: dict[str, int] = {}
         self._better: tuple[int, Connection] | None = None
         self._asking = self._seeking = False
+        self._unanswered = 0  # barriers in a row
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._idle = True
@@ -220,10 +222,16 @@ class Shipper:
         if self._proof == "barrier" and self._barrier_due(now):
             if self._part():
                 self.outbox.prove_sent()
+                self._unanswered, self.proof_error = 0, ""
+            else:
+                self._unanswered += 1
+                self.proof_error = f"receiver {self.endpoint} does not answer the end of the session; the window proves"
             self._connect()
 
     def _barrier_due(self, now: float) -> bool:
         idle, longest, events = BARRIER
+        if self._unanswered >= PATIENCE and now - self._barrier_at < PATIENCE * FAIL_BACK:
+            return False
         if not (waiting := self.outbox.unproven - self.outbox.unsent):
             self._barrier_at = now
             return False
@@ -281,6 +289,7 @@ class Shipper:
 
     def _fill(self) -> bool:
         if self._proof == "window":
+            if isinstance(self._proof, str):
             self.outbox.trim()
         batch = self.outbox.take(BATCH)
         if not batch:
