@@ -490,9 +490,10 @@ def test_a_wrong_address_is_refused_at_once(address, pki):
         Recorder(address, pki.client, agent="a")
 
 
-def test_an_agent_without_a_name_is_refused_at_once(pki):
-    with pytest.raises(ConfigurationError, match="agent is empty"):
-        Recorder(("h", 1), pki.client, agent="")
+@pytest.mark.parametrize("name", ["", "x" * 65])
+def test_an_agent_whose_name_no_certificate_has_is_refused_at_once(name, pki):
+    with pytest.raises(ConfigurationError, match="expected the name in the client certificate"):
+        Recorder(("h", 1), pki.client, agent=name)
 
 
 def test_its_repr_tells_the_state_and_no_secret(receiver, recorder):

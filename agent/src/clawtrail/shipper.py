@@ -288,8 +288,7 @@ class Shipper:
         self._heed(connection, self._polls[2].poll(self._bounded(min(wait, TICK))))
 
     def _fill(self) -> bool:
-        if self._proof == "window":
-            if isinstance(self._proof, str):
+        if isinstance(self._proof, str):  # a barrier that never comes leaves the window
             self.outbox.trim()
         batch = self.outbox.take(BATCH)
         if not batch:
