@@ -16,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping
+from typing import Callable, Mapping
 
 from .errors import SpoolError, SpoolFull, SpoolLocked
 from .spool import RESERVE, Damage, Spool
@@ -63,6 +63,7 @@ class Outbox:
         self._overlap = overlap
         self._segment_size = min(4 << 20, quota // 8) + RESERVE
         self._foreign: list[Spool] = []
+        self._refused: set[str] = set()  # folders that could not be read, reported once
         self._sent: deque[Batch] = deque()
         self._kept: deque[Batch] = deque()  # proven, and in the window all the same
         self._sent_bytes = self._kept_bytes = 0
@@ -90,7 +91,14 @@ class Outbox:
         assert own is not None
         if not reserved and own.stored + len(frame) > self._limit:
             self._make_room(len(frame))
-        own.append(seq, frame, reserved)
+        while True:
+            try:
+                own.append(seq, frame, reserved)
+                break
+            except SpoolFull:  # of the disk: proven segments make way here too
+                with self._room:
+                    if not self._release(float("inf")):
+                        raise
         self.last = seq
         now = time.monotonic()
         if now >= self._next_moment:
@@ -126,19 +134,21 @@ class Outbox:
 
     def sync(self, seq: int) -> None:
         """Returns when event number `seq` is on the disk; one sync serves all that wait for it. Raises SpoolError."""
-        if not self.durable or self._synced >= seq:
+        own = self.own
+        if not self.durable or own is None:
             return
-        with self._sync_lock:
-            own = self.own
-            if own is None or self._synced >= seq:
-                return
-            upto = own.last
-            try:
-                own.sync()
-            except SpoolError as e:
-                e.accepted = True
-                raise
-            self._synced = upto
+        try:
+            if self._synced < seq:
+                with self._sync_lock:
+                    if self._synced < seq:
+                        upto = own.last
+                        own.sync()
+                        self._synced = upto
+            if own.unsafe(seq):
+                raise SpoolError(f"spool {own.folder}: a sync failed; event {seq} is in it, and may not be on the disk")
+        except SpoolError as e:
+            e.accepted = True
+            raise
 
     # -- the wire's side ---------------------------------------------------------------------------------------
 
@@ -158,7 +168,9 @@ class Outbox:
             except SpoolLocked:
                 continue
             except SpoolError as e:
-                damage.append(Damage(folder.name, "", str(e), 1, None))
+                if folder.name not in self._refused and folder.is_dir():
+                    self._refused.add(folder.name)
+                    damage.append(Damage(folder.name, "", str(e), 1, None))
                 continue
             damage += spool.damage
             spool.damage.clear()
@@ -229,18 +241,29 @@ class Outbox:
 
     def tidy(self) -> None:
         """Saves how far each spool is proven and deletes what was kept long enough. Raises SpoolError."""
-        for spool in (*self._foreign, self.own):
-            if spool is not None:
-                spool.save()
+        errors: list[SpoolError] = []
         with self._room:
+            self._each(Spool.save, errors)
             while self._release(time.time() - self.retain):
                 pass
+            again = {batch.spool.epoch for batch in self._kept}
             for spool in list(self._foreign):
-                if not spool.unproven:
+                if spool.locked and not spool.unproven and spool.epoch not in again:
                     spool.close()
                 if not spool.segments:
                     self._foreign.remove(spool)
+                    spool.close()
                     spool.remove()
+        if errors:
+            raise errors[0]
+
+    def _each(self, work: Callable[[Spool], None], errors: list[SpoolError]) -> None:
+        for spool in (*self._foreign, self.own):
+            if spool is not None:
+                try:
+                    work(spool)
+                except SpoolError as e:  # of one spool: the others have a right to it all the same
+                    errors.append(e)
 
     def _release(self, before: float) -> int:
         """Deletes one proven segment, the oldest; how many bytes that frees."""
@@ -290,11 +313,16 @@ class Outbox:
 
     def close(self) -> None:
         """Everything is saved and unlocked; what is unproven is for the next process. Raises SpoolError."""
-        if self.own is not None and self.own.unproven:
-            self.sync(self.own.last)
-        for spool in (*self._foreign, self.own):
-            if spool is not None:
-                spool.close()
+        errors: list[SpoolError] = []
+        try:
+            if self.own is not None and self.own.unproven:
+                self.sync(self.own.last)
+        except SpoolError as e:
+            errors.append(e)
+        with self._sync_lock, self._room:
+            self._each(Spool.close, errors)
+        if errors:
+            raise errors[0]
 
     def let_go(self) -> None:
         """In a forked child: closes the descriptors, touches nothing of the parent's."""

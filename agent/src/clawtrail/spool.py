@@ -14,7 +14,6 @@ good one, a missing segment noticed, and each is reported as `Damage`.
 from __future__ import annotations
 
 import errno
-import json
 import mmap
 import os
 import struct
@@ -68,7 +67,7 @@ class Segment:
         self.first = self.last = self.count = 0
         self.proven = 0  #: events that were proven when it was adopted
         self.end = HEAD
-        self.sealed = False
+        self.sealed = self.unsafe = False  # unsafe: a sync failed, so nobody knows what of it is on the disk
         self.touched = time.time()
         self.map: mmap.mmap | None = None  #: while it is written; in memory: always
         self.fd = -1
@@ -80,8 +79,7 @@ class Segment:
         segment = cls(name, folder / f"{name}.seg" if folder else None, size)
         try:
             segment._allocate()
-            head = f"clawtrail-spool 1 {epoch} {before} "
-            segment.put(0, f"{head}{zlib.crc32(head.encode()):08x}\n".encode())
+            segment.put(0, _line(epoch, before))
         except OSError as e:
             segment.discard()
             raise explain(e, segment.path) from e
@@ -107,8 +105,11 @@ class Segment:
         self.sealed = True
         if self.path is not None:
             self.map = None
-            if self.fd >= 0:
-                os.ftruncate(self.fd, self.end)
+            try:
+                if self.fd >= 0:
+                    os.ftruncate(self.fd, self.end)
+            except OSError:  # then it stays as long as it is; the events are in it all the same
+                pass
         if not keep_open:
             self.let_go()
 
@@ -157,8 +158,9 @@ class Spool:
     """The segments of one epoch.
 
     `last`: the newest number; `proven`: everything up to it has arrived. Counts are of events: `appended`, `taken`
-    (given out by `take` and not rewound), `released` (proven). One thread at a time appends; one thread takes, proves
-    and rewinds. The order in which they write their fields keeps them apart, so that neither waits for the other.
+    (given out by `take` and not rewound), `released` (proven), `lost` (damaged since they were counted as appended).
+    One thread at a time appends; one thread takes, proves and rewinds. Each field has one of the two as its writer,
+    and the order in which they write keeps them apart, so that neither waits for the other.
 
     Args:
         epoch: the process life whose events these are.
@@ -172,11 +174,12 @@ class Spool:
         self.segments: deque[Segment] = deque()
         self.active: Segment | None = None
         self.last = self.proven = 0
-        self.appended = self.taken = self.released = 0
+        self.taken = self.released = self.lost = 0
         self.stored = 0  #: bytes of the records that were ever appended
         self.damage: list[Damage] = []  #: found and not reported yet
+        self._appended = 0
         self._unsynced: deque[Segment] = deque()
-        self._named = True
+        self._named, self._rooted = True, False
         self._serial = 0
         self._saved = 0
         self._lock_fd = -1
@@ -195,7 +198,7 @@ class Spool:
         if spool.folder is not None:
             fresh = spool.folder.with_name(f".{epoch}.new")  # nobody may find it before it is locked
             try:
-                fresh.mkdir(0o700, parents=True)
+                fresh.mkdir(0o700, parents=True, exist_ok=True)  # it may have failed before, on a full disk
                 spool._lock(fresh)
                 fresh.rename(spool.folder)
             except OSError as e:
@@ -212,7 +215,7 @@ class Spool:
         spool = cls(folder.name, folder)
         try:
             spool._lock(folder)
-            spool._examine()
+            spool._examine(_number(folder / "state", spool.epoch) or 0)  # without it all is sent again, and the store shows it once
         except OSError as e:
             spool.let_go()
             raise explain(e, folder) from e
@@ -230,80 +233,87 @@ class Spool:
         except BlockingIOError:
             holder = os.pread(self._lock_fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
             raise SpoolLocked(f"spool {folder} is in use by process {holder}; expected a spool that no living process holds") from None
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, b"%d\n" % os.getpid(), 0)
-
-    def _read_state(self) -> int:
-        assert self.folder is not None
         try:
-            proven = json.loads((self.folder / "state").read_bytes())["proven"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return 0  # without it everything is sent again, and the store shows it once
-        return proven if type(proven) is int and proven >= 0 else 0
+            os.ftruncate(self._lock_fd, 0)
+            os.pwrite(self._lock_fd, b"%d\n" % os.getpid(), 0)
+        except OSError:  # a full disk: it is locked all the same, only the message says less
+            pass
 
-    def _examine(self) -> None:
+    def _examine(self, proven: int) -> None:
         """Reads every segment once: what is there, what is proven, what is damaged."""
         assert self.folder is not None
-        proven = self._read_state()
-        heads = sorted(((_before(path, self.epoch), path) for path in self.folder.glob("*.seg")), key=lambda h: (h[0] is None, h))
+        heads = sorted(((_number(path, self.epoch), path) for path in self.folder.glob("*.seg")), key=lambda h: (h[0] is None, h))
         found = []
         for n, (before, path) in enumerate(heads):
             after = heads[n + 1][0] if n + 1 < len(heads) else None
-            settled = before is not None and after is not None and after <= proven
-            found.append(self._settled(path, after or 0) if settled else self._judge(path, before, proven))
-        found.sort(key=lambda f: (f[0].first or f[0].last, -f[0].last))
+            settled = before is not None and after is not None and before < after <= proven
+            found.append(self._settled(path, before, after) if settled else self._judge(path, before, proven))
+        found.sort(key=lambda f: (f[1] is None, f[1] or 0, -f[0].last))  # one that tells no number comes last
         newest = 0
-        for segment, before, damage in found:
-            if before is not None and before > max(newest, proven):  # a proven segment was released, any other is missing
-                self._report(segment, "missing", max(newest, proven) + 1, before)
-            newest = max(newest, before or 0)
-            for reason, first, last, start, end in damage:
-                first = max(first or newest + 1, proven + 1)
-                if last is None or first <= last:
-                    self._report(segment, reason, first, last, start, end)
+        for n, (segment, before, damage) in enumerate(found):
             if segment.count and segment.last <= newest:
                 continue  # a copy: all of it stands in another one
+            if before is not None:
+                self._report(segment, "missing", max(newest, proven) + 1, before)  # what is proven was released
+                newest = max(newest, before)
+            following = found[n + 1][1] if n + 1 < len(found) else None
+            for reason, first, last, start, end in damage:
+                last = following if last is None else last
+                self._report(segment, reason, max(first or newest + 1, proven + 1), last, start, end)
+                newest = max(newest, last or 0)
             newest = max(newest, segment.last)
             self.segments.append(segment)
-        self.last = max(newest, proven)
+        if proven > newest:  # no such number was ever recorded, or its end is gone: the state is not to be believed
+            self.segments.clear()
+            self.damage.clear()
+            return self._examine(0)
+        self.last = newest
         self.released = sum(s.proven for s in self.segments)
         self.proven = proven
-        self.appended = sum(s.count for s in self.segments)
+        self._appended = sum(s.count for s in self.segments)
         self.rewind()
 
-    def _report(self, segment: Segment, reason: str, first: int, last: int | None, start: int = 0, end: int = 0) -> None:
-        self.damage.append(Damage(self.epoch, segment.name, reason, first, last, start, end))
+    def _report(self, segment: Segment, reason: str, first: int, last: int | None, start: int = 0, end: int = 0, lost: int = 0) -> None:
+        if last is None or first <= last:
+            self.damage.append(Damage(self.epoch, segment.name, reason, first, last, start, end, lost))
 
-    def _settled(self, path: Path, last: int) -> _Judged:
+    def _settled(self, path: Path, before: int | None, last: int | None) -> _Judged:
         """A segment that is proven as a whole: kept for a while, not read."""
         segment = Segment(path.stem, path)
-        segment.sealed, segment.last = True, last
+        segment.sealed, segment.last = True, last or 0
         stat = path.stat()
         segment.touched, segment.end = stat.st_mtime, stat.st_size
-        return segment, None, []
+        return segment, before, []
 
     def _judge(self, path: Path, before: int | None, proven: int) -> _Judged:
         segment = Segment(path.stem, path)
-        segment.sealed = True
+        segment.sealed, segment.last = True, before or 0
         try:
             segment.touched = path.stat().st_mtime
             data = segment.read()
         except OSError as e:
-            return segment, None, [(f"unreadable: {e.strerror}", 0, None, 0, 0)]
-        segment.end = len(data)
+            return segment, before, [(f"unreadable: {e.strerror}", 0, None, 0, 0)]
         damage: list[tuple[str, int, int | None, int, int]] = []
         at, newest = HEAD, 0
         for start, stop, seq in records(data):
             if start > at:
                 damage.append(("damaged", newest + 1 if newest else 0, seq - 1, at, start))
+            elif not newest and before is None:
+                before = seq - 1
             segment.first = segment.first or seq
             segment.count += 1
             segment.proven += seq <= proven
             at, newest = stop, max(newest, seq)
-        segment.last = newest or before or 0
-        if data[at:].strip(b"\0"):
-            damage.append(("torn", newest + 1 if newest else 0, None, at, len(data)))
-        return segment, before, damage
+        segment.last = newest or segment.last
+        segment.end = max(at, len(data.rstrip(b"\0")))
+        if segment.end > at:
+            damage.append(("torn", newest + 1 if newest else 0, None, at, segment.end))
+        if segment.end < len(data):
+            try:
+                os.truncate(path, segment.end)  # the space that a killed process had not used yet
+            except OSError:
+                segment.end = len(data)
+        return segment, before if before is not None or not newest else segment.first - 1, damage
 
     # -- appending ---------------------------------------------------------------------------------------------
 
@@ -325,7 +335,7 @@ class Spool:
         segment.count += 1
         segment.last = self.last = seq
         segment.end = at + size  # from here on it is there, for the reader too
-        self.appended += 1
+        self._appended += 1
         self.stored += size
 
     def _segment_for(self, size: int, reserved: bool) -> Segment:
@@ -344,14 +354,14 @@ class Spool:
             self._unsynced.append(new)
             self._named = False
         if old is not None:
-            old.seal(keep_open=self.durable)
+            old.seal(keep_open=self.durable and not old.unsafe)
         return new
 
     def sync(self) -> None:
         """What was appended before is on the disk when this returns. One thread at a time. Raises SpoolError.
 
         After an error the kernel may have thrown the pages away and call the next sync a success: the segment is
-        left, and what follows goes to a new one.
+        `unsafe`, and what follows goes to a new one.
         """
         for segment in list(self._unsynced):
             sealed = segment.sealed
@@ -361,37 +371,54 @@ class Spool:
                     self._named = True
                     self._sync_names()
             except OSError as e:
+                if not self._forget(segment):
+                    continue  # it was proven and released meanwhile
                 self._named = False
-                self._unsynced.remove(segment)
-                if self.active is segment:
-                    self.active = None
-                    segment.sealed = True
+                segment.unsafe = True
+                segment.size = 0  # so the next append leaves it, in the thread that appends
                 raise explain(e, segment.path) from e
-            if sealed:
-                self._unsynced.remove(segment)
+            if sealed and self._forget(segment):
                 segment.let_go()
 
+    def _forget(self, segment: Segment) -> bool:
+        """No sync waits for it any more. False: none did."""
+        try:
+            self._unsynced.remove(segment)
+        except ValueError:
+            return False
+        return True
+
+    def unsafe(self, seq: int) -> bool:
+        """Whether event number `seq` lies where a sync has failed."""
+        return any(s.unsafe and s.first <= seq <= s.last for s in list(self.segments))
+
     def _sync_names(self) -> None:
+        """The names of the segments; the first time, those of all folders above too, as far as we may."""
         assert self.folder is not None
-        for folder in (self.folder, self.folder.parent):
-            fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        for folder in (self.folder, *(() if self._rooted else self.folder.parents)):
             try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+                fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            except OSError:
+                if folder in (self.folder, self.folder.parent):
+                    raise
+        self._rooted = True
 
     # -- taking ------------------------------------------------------------------------------------------------
 
     def take(self, limit: int) -> tuple[list[bytes], int, int]:
         """The next frames, at least one and up to `limit` bytes, the last one's number, and how many bytes they are."""
         frames: list[bytes] = []
-        size = 0
-        last = self._after
+        size, last, appended = 0, self._after, self._appended
         edge = self.proven if last < self.proven else 0  # no batch lies on both sides of it: they are counted
         while size < limit:
             segment = self._cursor
             if segment is None:
                 if not self._enter_next():
+                    self.taken = max(self.taken, appended - self.lost - len(frames))
                     break
                 continue
             sealed, view, at = segment.sealed, self._view, self._at  # sealed first: then its end is final
@@ -408,9 +435,8 @@ class Spool:
                     last = seq
                 at = stop
             self._at = at
-            if at >= end and not (sealed and self._enter_next()):
-                if not frames and not self.segment_size:
-                    self.appended = self.taken  # adopted, and there is no more in it than this
+            if at >= end and not (sealed and self._enter_next()):  # what was released or lost meanwhile counts as taken
+                self.taken = max(self.taken, appended - self.lost - len(frames))
                 break
         self._after = last
         self.taken += len(frames)
@@ -418,12 +444,12 @@ class Spool:
 
     def _enter_next(self) -> bool:
         """Moves the cursor into the next segment. False: there is none yet."""
-        passed = self._cursor is None
-        for segment in list(self.segments):
-            if passed and (segment.last > self._after or not segment.sealed):
+        segments = list(self.segments)
+        passed = segments.index(self._cursor) + 1 if self._cursor in segments else 0  # else it was released meanwhile
+        for segment in segments[passed:]:
+            if segment.last > self._after or not segment.sealed:
                 self._enter(segment)
                 return True
-            passed = passed or segment is self._cursor
         return False
 
     def _enter(self, segment: Segment) -> None:
@@ -439,12 +465,20 @@ class Spool:
             data, reason = b"", f"unreadable: {e.strerror}"
         else:
             reason = "damaged"
-        good = [(start, stop) for start, stop, _ in records(data)]
-        if (lost := segment.count - len(good)) > 0:  # it was whole when it was written or adopted
-            self.damage.append(Damage(self.epoch, segment.name, reason, segment.first, segment.last, lost=lost))
-            self.appended -= lost
-            segment.count = len(good)
-        self._view = b"".join([bytes(HEAD), *(data[start:stop] for start, stop in good)])
+        good = list(records(data))
+        if len(good) < segment.count:  # it was whole when it was written or adopted
+            self._lose(segment, reason, [seq for _, _, seq in good])
+        self._view = b"".join([bytes(HEAD), *(data[start:stop] for start, stop, _ in good)])
+
+    def _lose(self, segment: Segment, reason: str, good: list[int]) -> None:
+        newest = max(self.proven, segment.first - 1)
+        left = min(segment.count, segment.last - newest) - sum(seq > newest for seq in good)
+        segment.count = len(good)
+        self.lost += max(0, left)
+        for seq in (*good, segment.last + 1):
+            lost = max(0, min(left, seq - 1 - newest))
+            self._report(segment, reason, newest + 1, seq - 1, lost=lost)
+            newest, left = max(newest, seq), left - lost
 
     def rewind(self, after: int | None = None, back: int = 0) -> None:
         """The next `take` begins behind what is proven, or behind number `after`, which lies `back` events before that."""
@@ -464,8 +498,12 @@ class Spool:
         segment = self.segments[0] if self.segments else None
         if segment is None or not segment.sealed or segment.last > self.proven or segment.touched > before:
             return 0
-        self.save()
+        try:
+            self.save()
+        except SpoolFull:  # what is deleted here makes the room for it
+            pass
         self.segments.popleft()
+        self._forget(segment)
         segment.discard()
         return segment.end - HEAD
 
@@ -477,7 +515,7 @@ class Spool:
         new = self.folder / "state.new"
         try:
             with open(new, "wb") as f:
-                f.write(json.dumps({"v": 1, "epoch": self.epoch, "proven": proven}).encode())
+                f.write(_line(self.epoch, proven))
                 if self.durable:
                     f.flush()
                     os.fsync(f.fileno())
@@ -491,6 +529,7 @@ class Spool:
         if self.active is not None:
             self.active.seal(keep_open=False)
             self.active = None
+        self._unsynced.clear()
         self.rewind()
         try:
             self.save()
@@ -508,9 +547,21 @@ class Spool:
     def remove(self) -> None:
         """Deletes the folder."""
         if self.folder is not None:
-            for path in self.folder.iterdir():
-                path.unlink(missing_ok=True)
-            self.folder.rmdir()
+            try:
+                for path in self.folder.iterdir():
+                    path.unlink(missing_ok=True)
+                self.folder.rmdir()
+            except OSError:  # another process of this agent is at it, or was
+                pass
+
+    @property
+    def locked(self) -> bool:
+        return self._lock_fd >= 0
+
+    @property
+    def appended(self) -> int:
+        """Events, without those that were lost since."""
+        return self._appended - self.lost
 
     @property
     def position(self) -> int:
@@ -531,18 +582,21 @@ class Spool:
         return f"<Spool {self.epoch} {self.folder or 'in memory'}: {self.appended} events, proven up to {self.proven} of {self.last}>"
 
 
-def _before(path: Path, epoch: str) -> int | None:
-    """The number before a segment's first, as its first line tells; None when that line is damaged."""
+def _line(epoch: str, number: int) -> bytes:
+    """The first line of a segment, and the state: a number that belongs to an epoch."""
+    line = f"clawtrail-spool 1 {epoch} {number} "
+    return f"{line}{zlib.crc32(line.encode()):08x}\n".encode()
+
+
+def _number(path: Path, epoch: str) -> int | None:
+    """The number in that line: the one before a segment's first, or up to which it is proven; None when it is damaged."""
     try:
         with open(path, "rb") as f:
-            head = f.read(HEAD)
-    except OSError:
+            line = f.read(HEAD).partition(b"\n")[0]
+        number = int(line.split()[3])
+        return number if line + b"\n" == _line(epoch, number) else None
+    except (OSError, ValueError, IndexError):
         return None
-    text, _, crc = head.partition(b"\n")[0].rpartition(b" ")
-    words = text.split()
-    if len(words) == 4 and crc == b"%08x" % zlib.crc32(text + b" ") and words[2] == epoch.encode() and words[3].isdigit():
-        return int(words[3])
-    return None
 
 
 def _datasync(fd: int) -> None:
