@@ -259,8 +259,10 @@ def _encode_plain(kind: str, outcome: str, fields: dict[str, Any], redactor: Red
                 whole[name] = value = plain(value)
                 if value is UNSURE:
                     return None
-        if not (_plain_name(whole, "session") and _plain_name(whole, "run")):
-            return None
+        for name in ("session", "run"):
+            value = whole[name]
+            if value is not None and (type(value) is not str or not 0 < len(value) <= _SHORT_NAME):
+                return None
         if "credential" in whole and isinstance(whole["credential"], dict) and "value" in whole["credential"]:
             return None  # the other members that `body` refuses have names that are never plain
         out = _write_plain(whole)
@@ -269,6 +271,7 @@ def _encode_plain(kind: str, outcome: str, fields: dict[str, Any], redactor: Red
     return None if out is None else (whole, out)
 
 
+_SHORT_NAME = NAME_MAX // 4  # a character is four bytes at most
 _orders: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
@@ -277,13 +280,6 @@ def _remember_order(names: tuple[str, ...]) -> tuple[str, ...]:
         _orders.clear()
     order = _orders[names] = tuple(FIELDS[i] for i in sorted(map(_ORDER.__getitem__, names)))
     return order
-
-
-def _plain_name(whole: dict[str, Any], field: str) -> bool:
-    name = whole[field]
-    if name == "":
-        whole[field] = name = None
-    return name is None or type(name) is str and len(name) * 4 <= NAME_MAX  # a character is 4 bytes at most
 
 
 def _write_plain(whole: dict[str, Any]) -> str | None:

@@ -87,29 +87,40 @@ _CONTEXT: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
 _SHORTEST = 15  #: characters of the shortest match of any of _FORMATS
 
 
-def _signs() -> re.Pattern[str]:
-    """One expression that finds a hint of _FORMATS wherever one of their matches stands.
+_RARE = "-_.:"
 
-    It looks for the rare characters first and back from there: a search for the hints themselves would try each letter.
+
+def _signs() -> re.Pattern[str]:
+    """One expression that finds a hint of _FORMATS wherever one of their matches stands, if the hint has a rare character.
+
+    It looks for the rare characters first, and back from there: a search for the hints themselves would try each letter.
     """
-    heads: dict[str, dict[tuple[bool, int, str], list[str]]] = {}
-    for _, hints, pattern in _FORMATS:
-        for hint in hints:
-            at = next((i for i, c in enumerate(hint) if c in "-_.:/"), None)
-            if at is not None:
-                begins = pattern.pattern.startswith(_G) and at > 0  # a token begins with it, so not inside of a word
-                heads.setdefault(hint[at], {}).setdefault((begins, at, hint[at + 1 :]), []).append(hint[: at + 1])
-    return re.compile("|".join(
-        re.escape(mark) + "(?:" + "|".join(
-            f"(?<={_G if begins else ''}(?:{'|'.join(map(re.escape, same))}))" + (f"(?={re.escape(rest)})" if rest else "")
-            for (begins, _, rest), same in groups.items()
-        ) + ")"
-        for mark, groups in heads.items()
-    ))  # fmt: skip
+    ways: list[str] = []
+    for mark in _RARE:
+        heads: dict[tuple[bool, int, str], list[str]] = {}
+        for _, hints, pattern in _FORMATS:
+            for hint in hints:
+                if (at := _first_rare(hint)) is not None and hint[at] == mark:
+                    begins = pattern.pattern.startswith(_G) and at > 0  # the token begins with it, so not inside of a word
+                    heads.setdefault((begins, at, hint[at + 1 :]), []).append(hint[: at + 1])
+        before = "".join(sorted({head[-2] for same in heads.values() for head in same if len(head) > 1}))
+        for first in (True, False):  # the hints that begin with the character itself; and those behind one letter of `before`
+            tests = [
+                f"(?<={_G if begins else ''}(?:{'|'.join(map(re.escape, same))}))" + (f"(?={re.escape(rest)})" if rest else "")
+                for (begins, at, rest), same in heads.items()
+                if first == (at == 0)
+            ]
+            if tests:
+                ways.append(re.escape(mark) + ("" if first else f"(?<=[{before}]{re.escape(mark)})") + f"(?:{'|'.join(tests)})")
+    return re.compile("|".join(ways))
+
+
+def _first_rare(hint: str) -> int | None:
+    return next((i for i, c in enumerate(hint) if c in _RARE), None)
 
 
 _SIGNS = _signs()
-_UNMARKED = tuple(hint for _, hints, _ in _FORMATS for hint in hints if not set(hint) & set("-_.:/"))
+_UNMARKED = tuple(hint for _, hints, _ in _FORMATS for hint in hints if _first_rare(hint) is None)
 _NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?)"  # what _WORD ends with
 _ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
 _ARGUMENT = re.compile(r"-[a-z0-9_-]{0,52}" + _NAMES + r"[=\s]")
