@@ -158,18 +158,26 @@ class Shipper:
             self.outbox.prove_stored(self._stored)
             if self.outbox.epochs and not self._asking:
                 self._asking = True
-                self._beside(self._ask, self._proof)
+                if not self._beside(self._ask, self._proof):
+                    self._asking = False
 
-    def _beside(self, work: Callable[..., None], *args: object) -> None:
+    def _beside(self, work: Callable[..., None], *args: object) -> bool:
         """In a thread of its own, because it may take long; the caller sees to it that there is one at a time."""
-        threading.Thread(target=work, args=args, name="clawtrail-beside", daemon=True).start()
+        try:
+            threading.Thread(target=work, args=args, name="clawtrail-beside", daemon=True).start()
+        except RuntimeError:  # the interpreter is going
+            return False
+        return True
 
     def _ask(self, proof: Watermark) -> None:
         try:
-            self._stored.update(proof.stored(self.outbox.epochs))
+            stored = dict(proof.stored(self.outbox.epochs))
+            if not all(isinstance(n, int) for n in stored.values()):
+                raise TypeError(f"the proof answered {stored!r:.300}; expected numbers")
+            self._stored = stored
             self.proof_error = ""
-        except TransportError as e:
-            self.proof_error = str(e)
+        except Exception as e:  # whatever it is, the events go on their way, and stay
+            self.proof_error = str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}"
             time.sleep(random.uniform(0, BACKOFF[0]))
         finally:
             self._asking = False
@@ -218,7 +226,8 @@ class Shipper:
                 self._connect()
             elif self._at and not self._seeking and now >= self._next_seek:
                 self._next_seek, self._seeking = now + FAIL_BACK, True
-                self._beside(self._seek, self._at)
+                if not self._beside(self._seek, self._at):
+                    self._seeking = False
         if self._proof == "barrier" and self._barrier_due(now):
             if self._part():
                 self.outbox.prove_sent()
