@@ -116,10 +116,12 @@ class TLSSysLogHandler(logging.Handler):
 
     def _ship(self, record: logging.LogRecord, nested: bool = False) -> None:
         fields: dict[str, Any] = {}
+        raises = self._fail and not nested
+        store = self.recorder.record if raises else self.recorder.offer
         try:
             try:
                 kind, outcome = self._nested_event(record, fields) if nested else self._event(record, fields)
-                self.recorder.record(kind, outcome, time=record.created, **fields)
+                store(kind, outcome, time=record.created, **fields)
             except (QueueFull, SpoolError):
                 raise
             except Exception as e:  # what was meant does not fit the schema; that it was logged is still on record
@@ -127,13 +129,14 @@ class TLSSysLogHandler(logging.Handler):
                 kept |= {k: fields[k] for k in ("session", "run") if isinstance(fields.get(k), str)}
                 log = _log(record) | {k: _safe(v) for k, v in fields.get("log", {}).items()}
                 error = {"type": type(e).__name__, "message": event.written(e)}
-                self.recorder.record("log.record", "unknown", error=error, log=log, **kept)
+                store("log.record", "unknown", error=error, log=log, **kept)
                 self.handleError(record)
-        except Exception as e:
-            if self._fail and not nested and isinstance(e, (QueueFull, SpoolError)):
+        except (QueueFull, SpoolError):  # counted by the recorder; or accepted, and only not known to be on the disk
+            if raises:
                 raise
-            refused = list(self.recorder.refused) if isinstance(e, (QueueFull, SpoolError)) else []
-            self._lose(getattr(e, "reason", None) or (refused or ["unrecordable"])[-1], record)
+            self.handleError(record)
+        except Exception:
+            self._lose("unrecordable", record)
 
     def _lose(self, reason: str, record: logging.LogRecord) -> None:
         try:

@@ -203,10 +203,17 @@ class Recorder:
         second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed; its `accepted`
         tells whether the event will be sent nevertheless.
         """
-        draft = self._draft(kind, outcome, fields)
+        return self._record(self._draft(kind, outcome, fields), lossy=False)
+
+    def offer(self, kind: str, outcome: str = "success", **fields: Any) -> Receipt:
+        """As `record`, for a caller that goes on without the event: when there was no room the event is lost, so it takes a
+        number that is missing from then on, and counts as dropped. Raises what `record` raises."""
+        return self._record(self._draft(kind, outcome, fields), lossy=True)
+
+    def _record(self, draft: _Draft, lossy: bool) -> Receipt:
         receipt = self._accept(draft)
         if isinstance(receipt, SpoolError):
-            receipt = self._without_room(draft, receipt)
+            receipt = self._without_room(draft, receipt, lossy)
         if self.durability == "disk" and not _in_event_loop():
             self._outbox.sync(receipt.seq)
         return receipt
@@ -343,7 +350,7 @@ class Recorder:
 
     # -- without room ------------------------------------------------------------------------------------------
 
-    def _without_room(self, draft: _Draft, error: SpoolError) -> Receipt:
+    def _without_room(self, draft: _Draft, error: SpoolError, lossy: bool) -> Receipt:
         deadline = time.monotonic() + (self.full_timeout if self.when_full == "block" and not _in_event_loop() else 0.0)
         while isinstance(error, SpoolFull) and error.reason != "closed" and (left := deadline - time.monotonic()) > 0:
             self._outbox.wait_for_room(min(left, _WAIT))
@@ -351,28 +358,26 @@ class Recorder:
             if isinstance(receipt, Receipt):
                 return receipt
             error = receipt
-        return self._no_room(draft, error)
+        return self._no_room(draft, error, lossy)
 
-    def _no_room(self, draft: _Draft, error: SpoolError) -> Receipt:
+    def _no_room(self, draft: _Draft, error: SpoolError, lossy: bool = False) -> Receipt:
         reason = _reason(error)
         with self._lock:
             if self.when_full == "drop" and reason != "closed":
                 return Receipt(draft.id, self._chain.epoch, self._drop(reason), b"")
-            self.refused[reason] = self.refused.get(reason, 0) + 1
-            self._note(reason)
+            if lossy:
+                self._drop(reason)
+            else:
+                self.refused[reason] = self.refused.get(reason, 0) + 1
+                self._note(reason)
         if not isinstance(error, SpoolFull):
             raise error
         why = self._shipper.last_error or "connected"
         raise QueueFull(str(error) if reason == "closed" else f"{error} ({why}); the event was not accepted", reason)
 
     def lost(self, reason: str) -> None:
-        """The caller lets go of an event that `record()` refused: it takes a number that is missing from then on."""
+        """An event could not even be offered: it takes a number that is missing from then on, and counts as dropped."""
         with self._lock:
-            if self.refused.get(reason):
-                self.refused[reason] -= 1
-                self._losses[reason]["n"] -= 1
-                if not self.refused[reason]:
-                    del self.refused[reason]
             self._drop(reason)
 
     def _drop(self, reason: str) -> int:
