@@ -33,6 +33,7 @@ from .redact import Found
 log = logging.getLogger("clawtrail.forwarder")
 
 LINE_MAX = 1 << 20  #: bytes of one record
+REFUSED_STAYS = 0.5  #: seconds at most between a refusal and the end of the connection
 _REMEMBER = 20_000  #: record ids kept, so that a record that is sent again is recorded once
 
 
@@ -107,6 +108,8 @@ class Forwarder:
             if why := self._refusal(peer):
                 self._refused(peer, why)
                 writer.write(_line({"ack": None, "ok": False, "error": f"refused: {why}"}))
+                with suppress(TimeoutError):  # it may still be writing, and would meet an end in place of the answer
+                    await asyncio.wait_for(reader.read(LINE_MAX), REFUSED_STAYS)
                 return
             self.counters["connections"] += 1
             log.info("gateway connected: pid %d", peer.pid)
