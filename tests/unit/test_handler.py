@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import logging
 import logging.config
 import logging.handlers
@@ -488,7 +489,10 @@ def test_a_deep_stack_is_cut_to_its_innermost_frames_and_a_secret_in_it_is_out(l
     secret = secrets()["github"]
 
     def deep(n):
-        return deep(n - 1) if n else fail_with(secret)
+        return other(n - 1) if n else fail_with(secret)
+
+    def other(n):  # two take turns: Python itself leaves out the repetitions of one
+        return deep(n - 1)
 
     def fail_with(text):
         raise RuntimeError(f"cannot log in with {text}")
@@ -527,6 +531,32 @@ def test_members_of_extra_that_are_no_field_of_ours_are_kept(log, receiver):
     kept = e["log"]["fields"]
     assert (kept["tenant"], kept["count"], kept["ratio"], kept["log"], e["session"]) == ("t1", 3, "0.5", "theirs", "s1")
     assert kept["password"].startswith("[redacted:key:") and set(kept) == {"tenant", "count", "ratio", "log", "password"}
+
+
+class EarlyRecord(logging.LogRecord):
+    """A program's own kind, which has attributes before those of logging."""
+
+    def __init__(self, *args, **more):
+        self.host_name = "h1"
+        super().__init__(*args, **more)
+
+
+@pytest.mark.parametrize("order", ["early", "late"])
+def test_a_record_factory_may_add_what_it_likes(order, log, receiver):
+    before = logging.getLogRecordFactory()
+
+    def late(*args, **more):
+        record = before(*args, **more)
+        record.host_name = "h1"
+        return record
+
+    try:
+        logging.setLogRecordFactory(EarlyRecord if order == "early" else late)
+        log.info("x", extra={"tenant": "t1", "session": "s1"})
+    finally:
+        logging.setLogRecordFactory(before)
+    (e,) = arrived(receiver, 1)
+    assert e["log"]["fields"] == {"host_name": "h1", "tenant": "t1"} and e["session"] == "s1"
 
 
 async def in_a_task(log):
@@ -850,6 +880,16 @@ def test_secrets_in_a_log_line_are_out(log, receiver):
     secret = secrets()["anthropic"]
     log.info("using %s", secret)
     assert arrived(receiver, 1)[0]["content"]["classes"] == "anthropic" and secret.encode() not in receiver.raw[-1]
+
+
+def test_a_long_line_is_hashed_as_a_whole_and_a_secret_where_it_is_cut_is_out(log, receiver):
+    secret = secrets()["anthropic"]
+    log.info("x" * 2030 + " %s " + "y" * 3000, secret)
+    (e,) = arrived(receiver, 1)
+    content = e["content"]
+    marked = re.search(r"\[redacted:anthropic:\w{8}\]", "[redacted:anthropic:" + content["fps"] + "]")[0]
+    assert content["size"] == 2030 + 2 + len(secret) + 3000 and secret[:10].encode() not in receiver.raw[-1] and content["classes"] == "anthropic"
+    assert content["sha256"] == hashlib.sha256(("x" * 2030 + f" {marked} " + "y" * 3000).encode()).hexdigest()
 
 
 def test_our_own_log_lines_are_not_shipped_so_that_none_begets_another(log, make_handler, receiver):

@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any
+from itertools import islice
+from typing import Any, Iterator
 
 from . import event, settings
 from .errors import QueueFull, SpoolError
@@ -27,7 +28,8 @@ NESTED_MAX = 8  #: records that are logged while a record is handled, by one thr
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
     "message", "asctime", "taskName", "_logger", "_name", "_record", "_from_structlog",
 }  # fmt: skip
-_ATTRIBUTES = len(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
+*_, _LAST = _ATTRIBUTES = tuple(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
+_COUNT = len(_ATTRIBUTES)
 _MEANT = (frozenset(event.FIELDS) | {"kind", "outcome", "agent_id"}) - _STANDARD - {"log"}  # what a producer decides about an event
 _BUILTIN = frozenset({str, int, float, bool, type(None)})
 _SEVERITY = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}  # RFC 5424 section 6.2.1
@@ -158,8 +160,8 @@ class TLSSysLogHandler(logging.Handler):
         fields["content"] = content = self._content(text)
         fields["log"] = log = _log(record)
         given: dict[str, Any] = {}
-        if len(record.__dict__) > _ATTRIBUTES:
-            _sort({k: v for k, v in record.__dict__.items() if k not in _STANDARD}, given, log)
+        if len(record.__dict__) > _COUNT:
+            _sort(_extra(record.__dict__), given, log)
         if isinstance(message, dict):
             _sort({k: v for k, v in message.items() if k not in ("event", "exc_info", "exception")}, given, log)
             exc_info, exc_text = exc_info or message.get("exc_info"), exc_text or message.get("exception")
@@ -254,6 +256,13 @@ def _severity(level: int) -> int:
         if isinstance(level, int) and level >= limit:  # a record made from foreign data may have any level
             return _SEVERITY[limit]
     return 7
+
+
+def _extra(attributes: dict[str, Any]) -> dict[str, Any]:
+    names: Iterator[str] = islice(attributes, _COUNT - 1, None)
+    if next(names, None) != _LAST:  # somebody's own kind of record; in every other, `extra` stands behind what logging set
+        names = iter(attributes)
+    return {name: attributes[name] for name in names if name not in _STANDARD}
 
 
 def _sort(members: dict[str, Any], fields: dict[str, Any], log: dict[str, Any]) -> None:
