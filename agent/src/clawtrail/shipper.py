@@ -64,7 +64,7 @@ class Shipper:
         self._asking = self._seeking = False
         self._unanswered = 0  # barriers in a row
         self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._starting, self._alone, self._ended = threading.Lock(), threading.Lock(), threading.Event()
         self._idle = True
         self._lingered = True
         self._stop_by: float | None = None
@@ -83,24 +83,26 @@ class Shipper:
             self._bell.ring()
 
     def _start(self) -> None:
-        with self._starting:  # the first two events may come from two threads at once
+        if not self._starting.acquire(blocking=False):
+            return  # the first two events may come from two threads at once, or the second from a signal in the middle of this
+        try:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as e:  # the interpreter is going: what is in the spool is for the next process
-                    self.last_error = str(e)
-                    return
-                self._thread = thread
+                thread.start()
+                self._thread = self._thread or thread
+        except RuntimeError as e:  # the interpreter is going: what is in the spool is for the next process
+            self.last_error = str(e)
+        finally:
+            self._starting.release()
 
     def close(self, timeout: float) -> bool:
         """Sends what waits, closes with close_notify, ends the thread, all within `timeout` seconds. True: all proven."""
         self._stop_by = time.monotonic() + timeout
-        if self._thread is None:
+        if self._alone.acquire(blocking=False):  # there is no thread, and will be none
             self._end()
-        else:
-            self._bell.ring()
-            self._thread.join(timeout + 0.2)
+        self._bell.ring()
+        if self._ended.wait(timeout + 0.2) and self._thread is not None:
+            self._thread.join(0.2)
         return not self.outbox.unproven
 
     def abandon(self) -> None:
@@ -112,6 +114,9 @@ class Shipper:
     # -- the thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if not self._alone.acquire(blocking=False):
+            return  # a signal's exception cut the start short after the thread had begun, and it was started again
+        self._thread = threading.current_thread()
         try:
             failures, since = 0, 0.0
             while not self._finished():
@@ -368,6 +373,7 @@ class Shipper:
         if self._better is not None:
             self._better[1].abort()
         self._bell = Bell.deaf()
+        self._ended.set()
 
     def __repr__(self) -> str:
         state = f"connected to {self.endpoint}" if self.connected else self.last_error or "not connected"
