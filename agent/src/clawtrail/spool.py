@@ -80,9 +80,11 @@ class Segment:
         try:
             segment._allocate()
             segment.put(0, _line(epoch, before))
-        except OSError as e:
+        except BaseException as e:  # a signal's too: the next one has the same name
             segment.discard()
-            raise explain(e, segment.path) from e
+            if isinstance(e, OSError):
+                raise explain(e, segment.path) from e
+            raise
         return segment
 
     def _allocate(self) -> None:
@@ -101,8 +103,8 @@ class Segment:
 
     def seal(self, keep_open: bool) -> None:
         """No more is appended: the unused space is given back. The mapping goes with its last reader."""
+        self.sealed = True  # first, so that its reader goes on whatever comes next
         self.touched = time.time()
-        self.sealed = True
         if self.path is not None:
             self.map = None
             try:
@@ -201,9 +203,12 @@ class Spool:
                 fresh.mkdir(0o700, parents=True, exist_ok=True)  # it may have failed before, on a full disk
                 spool._lock(fresh)
                 fresh.rename(spool.folder)
-            except OSError as e:
+            except BaseException as e:
                 spool.let_go()
-                raise explain(e, fresh) from e
+                spool.remove()
+                if isinstance(e, OSError):
+                    raise explain(e, fresh) from e
+                raise
         return spool
 
     @classmethod
@@ -347,14 +352,16 @@ class Spool:
             if reserved and old is not None and old.end + size <= old.size:
                 return old
             raise
-        self._serial += 1
-        self.segments.append(new)
-        self.active = new
-        if self.durable:
-            self._unsynced.append(new)
-            self._named = False
-        if old is not None:
-            old.seal(keep_open=self.durable and not old.unsafe)
+        try:
+            self.segments.append(new)
+        finally:  # a signal's exception may come in between
+            self._serial += 1
+            self.active = new
+            if self.durable:
+                self._named = False
+                self._unsynced.append(new)
+            if old is not None:
+                old.seal(keep_open=self.durable and not old.unsafe)
         return new
 
     def sync(self) -> None:
