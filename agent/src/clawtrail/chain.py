@@ -6,37 +6,25 @@ edited, inserted or reordered line visible to anyone who has the lines.
 
 from __future__ import annotations
 
-import hashlib
-
 from .event import uuid7
 
 FIRST = "unknown"  #: `prev` of an epoch's first line
 
 
 class Chain:
-    """One epoch. Not thread-safe: the caller links under its own lock, because the order is the chain."""
+    """One epoch. Not thread-safe: the caller goes from line to line under its own lock, because the order is the chain."""
 
     def __init__(self) -> None:
         self.epoch = uuid7()
         self.seq = 0  #: the last number that was taken
-        self.prev = FIRST
+        self.prev = FIRST  #: the SHA-256 of the last line, in hex
 
     def line(self, head: str, tail: str) -> bytes:
-        """The line of the next number; it counts when it is linked.
+        """The line of the next number; it counts when its SHA-256 and its number stand in `prev` and `seq`.
 
         `head` is JSON up to and without the epoch (`{"v":1,…,`), `tail` what follows `prev` (`"kind":…}`).
         """
         return f'{head}"epoch":"{self.epoch}","seq":{self.seq + 1},"prev":"{self.prev}",{tail}'.encode()
-
-    def link(self, line: bytes) -> None:
-        """Takes the next number for this line."""
-        self.prev = hashlib.sha256(line).hexdigest()
-        self.seq += 1
-
-    def skip(self) -> int:
-        """Takes the next number for an event that is lost: the gap is what shows it."""
-        self.seq += 1
-        return self.seq
 
     def __repr__(self) -> str:
         return f"<Chain epoch={self.epoch} seq={self.seq}>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextvars
+import hashlib
 import os
 import platform
 import re
@@ -171,6 +172,8 @@ class Recorder:
         self._lock = threading.RLock()
         self._busy = False  # this thread stores an event: whoever comes now came by a signal or a finalizer
         self._deferred: deque[_Draft] = deque()
+        self._syncing: dict[int, int] = {}  # thread: up to which number
+        self._newest: _Draft | None = None  # the one that was stored last
         self._pid = os.getpid()
         self._chain = Chain()
         self._parts: dict[tuple[Any, ...], syslog.Parts] = {}  # of the frames, for events alike
@@ -215,8 +218,22 @@ class Recorder:
         if isinstance(receipt, SpoolError):
             receipt = self._without_room(draft, receipt, lossy)
         if self.durability == "disk" and not _in_event_loop():
-            self._outbox.sync(receipt.seq)
+            self._sync(receipt.seq)
         return receipt
+
+    def _sync(self, seq: int) -> None:
+        me = threading.get_ident()
+        if me in self._syncing:  # a signal handler, in the middle of this: what it recorded is synced right after
+            self._syncing[me] = seq
+            return
+        try:
+            self._syncing[me] = seq
+            done = -1
+            while done != self._syncing[me]:
+                done = self._syncing[me]
+                self._outbox.sync(done)
+        finally:
+            self._syncing.pop(me, None)
 
     async def arecord(self, kind: str, outcome: str = "success", **fields: Any) -> Receipt:
         """As `record`; waits for room and for the disk without holding up the event loop."""
@@ -298,19 +315,30 @@ class Recorder:
             except SpoolError as e:
                 return e
             finally:
-                self._busy = False
-                while self._deferred:
-                    self._catch_up(self._deferred.popleft())
+                try:
+                    if self._deferred:
+                        self._catch_up()
+                finally:
+                    self._busy = False
         self._shipper.wake()
         if _taps:
-            for tap in list(_taps):
-                tap(receipt.line)
+            self._tap(receipt)
         return receipt
 
-    def _catch_up(self, draft: _Draft) -> None:
-        receipt = self._accept(draft)
-        if isinstance(receipt, SpoolError):
-            self._drop(_reason(receipt))
+    def _catch_up(self) -> None:
+        """Stores what came in the middle of it; an exception that a signal raises in here loses none and repeats none."""
+        while self._deferred:
+            draft = self._deferred[0]
+            if draft is not self._newest:
+                try:
+                    self._tap(self._store(draft))
+                except SpoolError as e:
+                    self._drop(_reason(e))
+            self._deferred.popleft()
+
+    def _tap(self, receipt: Receipt) -> None:
+        for tap in list(_taps):
+            tap(receipt.line)
 
     def _store(self, draft: _Draft) -> Receipt:
         if self._closed:
@@ -324,9 +352,9 @@ class Recorder:
         return receipt
 
     def _begin(self) -> None:
+        _unclosed.add(self)
         if self._outbox.own is None:
             self._outbox.open(self._chain.epoch)
-            _unclosed.add(self)
         self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
 
     def _append(self, draft: _Draft, reserved: bool = False) -> Receipt:
@@ -335,13 +363,15 @@ class Recorder:
         line = chain.line(head, tail)
         seq = chain.seq + 1
         frame = syslog.assemble(parts, line, seq, moment)
+        link, size = hashlib.sha256(line).hexdigest(), len(frame)
         try:
             self._outbox.append(seq, frame, reserved)
         finally:
-            if self._outbox.last == seq:  # also when a signal's exception came in between
-                chain.link(line)
+            if self._outbox.last == seq:  # also when a signal's exception came in between; none can from here on, as nothing is called
+                chain.prev, chain.seq = link, seq
                 self.accepted += 1
-                self.accepted_bytes += len(frame)
+                self.accepted_bytes += size
+                self._newest = draft
         return Receipt(ident, chain.epoch, seq, line)
 
     def _append_own(self, kind: str, outcome: str = "success", reserved: bool = False, **fields: Any) -> None:
@@ -381,9 +411,10 @@ class Recorder:
             self._drop(reason)
 
     def _drop(self, reason: str) -> int:
-        seq = self._chain.skip()
+        seq, n = self._chain.seq + 1, self.dropped.get(reason, 0) + 1
+        self._chain.seq = seq  # the gap is what shows it
         self.accepted += 1
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        self.dropped[reason] = n
         self._note(reason, seq)
         return seq
 
@@ -509,18 +540,27 @@ class Recorder:
         """Records `system.stop`, sends what waits, closes. Bounded by `timeout` seconds. True: the receiver has read all.
 
         What a receiver that is away did not get stays in the spool for the next process; then there is nothing to wait for.
+        In a signal handler that has interrupted a `record()` it closes nothing and returns False; the end of the process does.
         """
         with self._lock:
+            if self._busy:  # a signal handler, in the middle of a record(): what is to be sent is not whole yet
+                return False
             if self._closed:
                 return not self._outbox.unproven
-            if self._outbox.own is not None:
-                try:
+            self._busy = True
+            try:
+                if self._outbox.own is not None:
+                    self._catch_up()
                     if self._losses:
                         self._report_losses(reserved=True)
                     self._append_own("system.stop", reserved=True, health={"reason": "close"})
-                except SpoolError as e:
-                    print(f"clawtrail: {e}", file=sys.stderr)
+            except SpoolError as e:
+                print(f"clawtrail: {e}", file=sys.stderr)
+            finally:
+                self._busy = False
             self._closed = True
+            for _ in self._deferred:
+                self._drop("closed")
         _live.discard(self)
         _unclosed.discard(self)
         if self.folder is not None and self._shipper.last_error:
