@@ -22,6 +22,7 @@ LINGER = 1  #: milliseconds: after something was sent, the next is gathered for 
 BACKOFF = (0.4, 15.0)  #: seconds: first and longest wait between two attempts, with full jitter
 BROKEN = 2.0  #: seconds: longest wait after a connection that came up and broke before it was STEADY
 STEADY = 1.0  #: seconds: a connection that lived so long is no failure, unless it stalled
+AWAY = 0.25  #: seconds that a close goes on trying to reach a receiver that is away, when the events are on the disk
 TICK = 1.0  #: seconds between two looks at everything that is not urgent
 BARRIER = (1.0, 5.0, 10_000)  #: a barrier when idle for so long, after so long, or after so many events
 PATIENCE = 3  #: barriers that a receiver leaves unanswered before it is asked less often
@@ -136,6 +137,8 @@ class Shipper:
                         stalled = self._out and now - self._moved >= self._deadlines.stall
                         failures = 0 if now - since >= STEADY and not stalled else failures
                     self._broken(str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}")
+                    if self._stop_by is not None and self.outbox.folder is not None:  # it is safe: a receiver that is away holds no exit up
+                        self._stop_by = min(self._stop_by, time.monotonic() + AWAY)
                     self._pause(min(longest, first * 2 ** min(failures, 10)))
                     failures += 1
             self._say_goodbye()
