@@ -220,7 +220,7 @@ class Outbox:
         if self._overlap:
             self._kept.append(batch)
             self._kept_bytes += batch.size
-            while self._kept_bytes - self._kept[0].size >= self.window:
+            while self._kept and self._kept_bytes - self._kept[0].size >= self.window:
                 self._kept_bytes -= self._kept.popleft().size
         if spool is self.own:
             while len(self._moments) > 1 and self._moments[1][0] <= batch.last + 1:
@@ -248,7 +248,7 @@ class Outbox:
                 pass
             again = {batch.spool.epoch for batch in self._kept}
             for spool in list(self._foreign):
-                if spool.locked and not spool.unproven and spool.epoch not in again:
+                if spool.locked and not spool.unproven and spool.taken == spool.appended and spool.epoch not in again:
                     spool.close()
                 if not spool.segments:
                     self._foreign.remove(spool)
