@@ -19,7 +19,7 @@ import pytest
 import yaml
 from harness import ROOT, Stack, eventually
 
-from clawtrail import Receipt, TLSSysLogHandler, event
+from clawtrail import TLSSysLogHandler, event, recorder
 from clawtrail.store import Entry
 
 
@@ -64,19 +64,13 @@ def test_an_event_by_the_handler_is_stored_byte_for_byte_and_found_by_session_to
     session, sent = fresh("handler"), []
     folder = running.client("beta")
     handler = TLSSysLogHandler(address=list(running.receiver), ssl=True, cafile=str(folder / "ca.crt"), agent="beta")
-    record = handler.recorder.record
-
-    def keep(*arguments: Any, **fields: Any) -> Receipt:
-        sent.append(record(*arguments, **fields))
-        return sent[-1]
-
-    monkeypatch.setattr(handler.recorder, "record", keep)
+    monkeypatch.setattr(recorder, "_taps", {sent.append})
     log = logging.getLogger(fresh("agent"))
     log.addHandler(handler)
     log.warning("reading %s", "mail", extra={"kind": "tool.call", "outcome": "attempt", "tool": {"name": "mail"}, "session": session})
     handler.close()
     entry = running.find(f'{{job="audit", agent="beta"}} | session="{session}" | tool="mail"')[0]
-    assert entry.line.encode() == sent[0].line
+    assert entry.line.encode() == sent[0]
     assert_labels(entry, agent="beta", category="tool", outcome="attempt", event="tool.call")
 
 

@@ -370,7 +370,7 @@ def test_a_secret_that_is_learned_while_others_record_is_out_of_every_later_even
 def test_what_is_remembered_is_bounded():
     redactor = Redactor(KEY)
     for i in range(10_000):
-        encode(redactor=redactor, params={f"k{i}": f"v{i}", "long": "w " * 2000 + str(i)})
+        encode(redactor=redactor, params={f"k {i}": f"v {i}", "long": "w " * 2000 + str(i)})
     assert len(redactor._strings) <= redact._REMEMBERED and len(redactor._keys) <= redact._REMEMBERED
     assert max(map(len, redactor._strings)) <= redact._SHORT
 

@@ -118,20 +118,20 @@ class TLSSysLogHandler(logging.Handler):
 
     def _ship(self, record: logging.LogRecord, nested: bool = False) -> None:
         fields: dict[str, Any] = {}
-        raises = self._fail and not nested
-        store = self.recorder.record if raises else self.recorder.offer
+        claim, raises = None, self._fail and not nested
         try:
             try:
                 kind, outcome = self._nested_event(record, fields) if nested else self._event(record, fields)
-                store(kind, outcome, time=record.created, **fields)
+                claim, fields["time"] = fields.get("claim"), record.created
+                self.recorder.put(kind, outcome, fields, not raises)
             except (QueueFull, SpoolError):
                 raise
             except Exception as e:  # what was meant does not fit the schema; that it was logged is still on record
-                kept: dict[str, Any] = {k: fields[k] for k in ("content", "claim") if k in fields}
+                kept: dict[str, Any] = {"claim": claim} | {k: fields[k] for k in ("content",) if k in fields}
                 kept |= {k: fields[k] for k in ("session", "run") if isinstance(fields.get(k), str)}
                 log = _log(record) | {k: _safe(v) for k, v in fields.get("log", {}).items()}
                 error = {"type": type(e).__name__, "message": event.written(e)}
-                store("log.record", "unknown", error=error, log=log, **kept)
+                self.recorder.put("log.record", "unknown", {"error": error, "log": log, **kept}, not raises)
                 self.handleError(record)
         except (QueueFull, SpoolError):  # counted by the recorder; or accepted, and only not known to be on the disk
             if raises:

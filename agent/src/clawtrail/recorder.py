@@ -160,7 +160,8 @@ class Recorder:
         self._deadlines, self._heartbeat = deadlines, heartbeat
         self._facility, self._sd_id = facility, sd_id
         self._host = platform.node() or socket.gethostname() or "localhost"
-        named = {"name": event.text(agent), "type": agent_type}
+        self._claim = event.text(agent)
+        named = {"name": self._claim, "type": agent_type}
         if agent_version:
             named["version"] = agent_version
         self._identity = f'"agent":{event.dumps(named)},"host":{event.dumps({"name": self._host, "boot": _boot_id()})},'
@@ -206,14 +207,15 @@ class Recorder:
         second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed; its `accepted`
         tells whether the event will be sent nevertheless.
         """
-        return self._record(self._draft(kind, outcome, fields), lossy=False)
+        return self.put(kind, outcome, fields)
 
-    def offer(self, kind: str, outcome: str = "success", **fields: Any) -> Receipt:
-        """As `record`, for a caller that goes on without the event: when there was no room the event is lost, so it takes a
-        number that is missing from then on, and counts as dropped. Raises what `record` raises."""
-        return self._record(self._draft(kind, outcome, fields), lossy=True)
+    def put(self, kind: str, outcome: str, fields: dict[str, Any], lossy: bool = False) -> Receipt:
+        """As `record`, with the fields as a dict that is used up.
 
-    def _record(self, draft: _Draft, lossy: bool) -> Receipt:
+        `lossy`: the caller goes on without the event when there was no room, so that is a loss: the event takes a number
+        that is missing from then on, and counts as dropped. It raises all the same.
+        """
+        draft = self._draft(kind, outcome, fields)
         receipt = self._accept(draft)
         if isinstance(receipt, SpoolError):
             receipt = self._without_room(draft, receipt, lossy)
@@ -239,7 +241,9 @@ class Recorder:
         """As `record`; waits for room and for the disk without holding up the event loop."""
         draft = self._draft(kind, outcome, fields)
         deadline = time.monotonic() + self.full_timeout
-        while isinstance(receipt := self._accept(draft), SpoolFull) and self.when_full == "block" and time.monotonic() < deadline:
+        while isinstance(receipt := self._accept(draft), SpoolFull) and receipt.reason != "closed":
+            if self.when_full != "block" or time.monotonic() >= deadline:
+                break
             await asyncio.sleep(_WAIT)
         if isinstance(receipt, SpoolError):
             receipt = self._no_room(draft, receipt)
@@ -263,7 +267,8 @@ class Recorder:
 
     def _draft(self, kind: str, outcome: str, fields: dict[str, Any]) -> _Draft:
         moment = event.timestamp() if "time" not in fields else _moment(fields.pop("time"))
-        claim = event.written(fields.pop("claim", None) or self.agent)
+        claim = fields.pop("claim", None)
+        claim = event.written(claim) if claim else self._claim
         if ambient := _context.get():
             fields = {**ambient, **fields}
         body, tail = event.encode(kind, outcome, fields, self.redactor)

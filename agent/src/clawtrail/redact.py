@@ -121,6 +121,7 @@ def _first_rare(hint: str) -> int | None:
 
 _SIGNS = _signs()
 _UNMARKED = tuple(hint for _, hints, _ in _FORMATS for hint in hints if _first_rare(hint) is None)
+_WORDS = tuple(hint for hint in _UNMARKED if hint.isalnum())  # what a secret of letters and digits alone has in it
 _NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?)"  # what _WORD ends with
 _ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
 _ARGUMENT = re.compile(r"-[a-z0-9_-]{0,52}" + _NAMES + r"[=\s]")
@@ -256,7 +257,7 @@ class Redactor:
         if value is None or kind is bool:
             return value
         if kind is float:
-            return self.plain(repr(value))
+            return self.plain(repr(value)) if self._known else repr(value)
         if kind is list or kind is tuple:
             return self._plain_list(value, depth)
         return UNSURE
@@ -302,6 +303,15 @@ class Redactor:
         strings = self._strings  # before anything is judged: see `_forget`
         if len(s) > _SOON:
             return False
+        if not self._known and s.isascii():  # an id, a word, a number: judged faster than remembered
+            if s.isalnum():
+                for hint in _WORDS:
+                    if hint in s:
+                        break
+                else:
+                    return True
+            elif s.replace(".", "").isdigit():
+                return True
         if len(s) >= 6:
             for secret in self._known:
                 if secret in s:
