@@ -59,6 +59,7 @@ class Shipper:
         self._connection: Connection | None = None
         self._polls: list[select.poll] = []
         self._at = 0  # which endpoint
+        self._shunned = -1  # the one that lets us in and breaks: the others come first
         self._out = memoryview(b"")
         self._stored: dict[str, int] = {}
         self._better: tuple[int, Connection] | None = None
@@ -108,8 +109,9 @@ class Shipper:
 
     def abandon(self) -> None:
         """In a forked child: closes the descriptors; the parent's TLS session and spool are not touched."""
-        if self._connection is not None:
-            self._connection.abort()
+        for connection in (self._connection, self._better and self._better[1]):
+            if connection is not None:
+                connection.abort()
         self.outbox.let_go()
 
     # -- the thread --------------------------------------------------------------------------------------------
@@ -135,7 +137,8 @@ class Shipper:
                         longest = min(longest, BROKEN)
                         now = time.monotonic()
                         stalled = self._out and now - self._moved >= self._deadlines.stall
-                        failures = 0 if now - since >= STEADY and not stalled else failures
+                        steady = now - since >= STEADY and not stalled
+                        failures, self._shunned = (0, -1) if steady else (failures, self._at)
                     self._broken(str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}")
                     if self._stop_by is not None and self.outbox.folder is not None:  # it is safe: a receiver that is away holds no exit up
                         self._stop_by = min(self._stop_by, time.monotonic() + AWAY)
@@ -196,7 +199,7 @@ class Shipper:
         if self._tls.changed():
             self._tls.reload()
         errors = []
-        for at in range(len(self.endpoints)):
+        for at in sorted(range(len(self.endpoints)), key=lambda at: at == self._shunned):
             try:
                 self._use(at, self._open(at))
                 return
@@ -223,10 +226,12 @@ class Shipper:
     def _exchange(self) -> None:
         """Between two batches: a better endpoint, new certificates or a barrier put another connection in place of this one."""
         now = time.monotonic()
-        if self._better is not None:
-            (at, connection), self._better = self._better, None
+        better, self._better = self._better, None
+        if better is not None and better[0] < self._at:
             self._part()
-            self._use(at, connection)
+            self._use(*better)
+        elif better is not None:  # this one broke meanwhile, and we are back already
+            better[1].abort()
         elif now >= self._next_look:
             self._next_look = now + FILES
             if self._tls.changed() and self._tls.reload():
@@ -236,7 +241,8 @@ class Shipper:
                 self._next_seek, self._seeking = now + FAIL_BACK, True
                 if not self._beside(self._seek, self._at):
                     self._seeking = False
-        if self._proof == "barrier" and self._barrier_due(now):
+        if self._proof == "barrier" and self._connection is not None and self._barrier_due(now):
+            self._connection.pump()  # the receiver's own end would look like the answer to ours
             if self._part():
                 self.outbox.prove_sent()
                 self._unanswered, self.proof_error = 0, ""
@@ -272,6 +278,8 @@ class Shipper:
                 except TransportError:
                     continue
                 self._better = at, connection
+                if self._ended.is_set():
+                    connection.abort()
                 self._bell.ring()
                 return
         finally:
