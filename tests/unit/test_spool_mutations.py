@@ -5,7 +5,6 @@ What nobody can know, and what is therefore not asked for: that a last segment w
 or missing from a record's end on.
 """
 
-import json
 import os
 import random
 import shutil
@@ -14,7 +13,7 @@ import zlib
 
 import pytest
 
-from clawtrail.spool import HEAD, MARK, RESERVE, Damage, Spool, records
+from clawtrail.spool import MARK, RESERVE, Damage, Spool, records
 from support import eventually
 
 SEED = int(os.environ.get("CLAWTRAIL_SEED", "20261123"))
@@ -248,3 +247,50 @@ def test_a_thousand_mutations_lose_no_intact_event_and_name_every_lost_number(wh
         slowest = max(slowest, took)
         shutil.rmtree(victim)
     assert slowest < 1.0
+
+
+# -- and through a recorder --------------------------------------------------------------------------------------
+
+
+def _emptied(path, places):
+    path.write_bytes(b"")
+    return places[0][2], places[-1][2]
+
+
+def _zeroed(path, places):
+    data = bytearray(path.read_bytes())
+    data[places[3][0] : places[6][1]] = bytes(places[6][1] - places[3][0])
+    path.write_bytes(data)
+    return places[3][2], places[6][2]
+
+
+def _cut(path, places):
+    path.write_bytes(path.read_bytes()[: places[10][0] + 9])
+    return places[10][2], places[-1][2]
+
+
+def _head(path, places):
+    path.write_bytes(os.urandom(places[1][1]) + path.read_bytes()[places[1][1] :])
+    return places[0][2], places[1][2]
+
+
+@pytest.mark.parametrize("harm", [_emptied, _zeroed, _cut, _head])
+def test_a_successor_reports_what_is_lost_and_delivers_the_rest(harm, receiver, make_recorder):
+    receiver.kill()
+    dead = make_recorder(receiver.address, quota=1 << 20)
+    lines = [dead.record("tool.call", "attempt", params={"i": i, "pad": "x" * 1000}) for i in range(400)]
+    epoch = lines[0].epoch
+    dead.close(0)
+    paths = sorted((dead.folder / epoch).glob("*.seg"))
+    assert len(paths) >= 4
+    first, last = harm(paths[1], list(records(paths[1].read_bytes())))
+    receiver.start()
+    successor = make_recorder(receiver.address)
+    successor.record("tool.call", params={"i": "later"})
+    eventually(lambda: receiver.events("system.spool-damage"), state=successor.stats)
+    assert successor.close(10)
+    assert [(d["epoch"], d["first"], d["last"], d["n"]) for d in (e["dropped"] for e in receiver.events("system.spool-damage"))] == [
+        (epoch, first, last, last - first + 1)
+    ]
+    there = {e["seq"] for e in receiver.events() if e["epoch"] == epoch}
+    assert set(range(1, 403)) - there == set(range(first, last + 1)) and successor.stats()["damaged"] == 1
