@@ -187,7 +187,7 @@ def _loss(runs: Runs, what: str, peers: tuple[str, ...]) -> Iterator[Line]:
     for peer in peers:
         lost, sent = worst(runs, peer, "lost"), worst(runs, peer, "sent")
         theirs = f"{lost:,.0f} of {sent:,.0f}" if lost is not None and sent is not None else f"not run: {why_not(runs, peer)}"
-        yield Line(f"{what}: lost", _number(mine) if mine is not None else "", peer, theirs)
+        yield Line(f"{what}: lost, or not there 40 s later", _number(mine) if mine is not None else "", peer, theirs)
 
 
 def _blocked(runs: Runs, what: str, peers: tuple[str, ...]) -> Iterator[Line]:

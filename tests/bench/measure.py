@@ -285,7 +285,7 @@ def faulty(scene: Scene, rate: int, lasts: float, steps: list[tuple[float, Calla
         "sent": sent,
         **scene.verdict(sent),
         "longest_ms": took[longest] / 1e6,
-        "longest_waited_for_cpu_ms": waits[longest] / 1e6,
+        "longest_waited_for_cpu_ms": min(waits[longest], took[longest]) / 1e6,
         "over_10_ms": sum(t > 10e6 for t in took),
         "raised": raised,
         "errors": subject.errors,

@@ -193,7 +193,7 @@ PEERS: dict[str, Peer] = {
     "tlssysloghandler": Peer("tls", _tlssysloghandler, "tlssysloghandler"),
     "rfc5424": Peer("tls", _rfc5424, "rfc5424-logging-handler"),
     "OTel": Peer("http", _otel, "opentelemetry-sdk", patience=8.0),
-    "logstash-async": Peer("tls", _logstash, "python-logstash-async", patience=13.0, share=0.1),
+    "logstash-async": Peer("tls", _logstash, "python-logstash-async", patience=30.0, share=0.1),
     OURS: Peer("tls", _ours(), "clawtrail", patience=15.0, ours=True),
     "clawtrail memory": Peer("tls", _ours(durability="memory"), ours=True, patience=15.0),
     "clawtrail disk": Peer("tls", _ours(durability="disk"), ours=True, patience=15.0),
