@@ -1,0 +1,178 @@
+"""Proof by barrier: only what the receiver has read before it answered the end of a connection is proven."""
+
+import random
+import time
+
+import pytest
+
+from apart import Apart, Load, judge, once, whole
+from clawtrail import shipper
+from clawtrail.transport import Deadlines
+from support import eventually
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(shipper, "BARRIER", (0.05, 0.2, 500))
+    monkeypatch.setattr(shipper, "TICK", 0.05)
+
+
+@pytest.fixture
+def recorder(receiver, make_recorder):
+    return make_recorder(receiver.address, proof="barrier")
+
+
+def more(load, recorder, n=300):
+    eventually(lambda target=load.count + n: load.count > target, state=recorder.stats)
+
+
+def fill(recorder, n, size=400):
+    for i in range(n):
+        recorder.record("tool.call", "attempt", params={"i": i}, content={"excerpt": "x" * size})
+
+
+def test_what_is_proven_was_read_before_a_barrier(receiver, recorder):
+    with Load(recorder) as load:
+        while load.count < 2000:
+            proven = recorder.stats()["proven"]
+            assert proven <= len(receiver.events())
+            time.sleep(0.01)
+    load.arrived(receiver)
+    eventually(lambda: recorder.stats()["spooled"] == 0, state=recorder.stats)  # the last ones too, by one when idle
+    assert receiver.clean_ends >= 4 and receiver.ragged_ends == 0 and recorder.stats()["resent"] == 0
+
+
+def test_without_a_barrier_nothing_is_proven(receiver, recorder, monkeypatch):
+    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 10**9))
+    fill(recorder, 1000)
+    eventually(lambda: len(receiver.raw), 1001, state=recorder.stats)
+    time.sleep(0.3)
+    assert recorder.stats()["proven"] == 0 and receiver.clean_ends == 0
+    monkeypatch.setattr(shipper, "BARRIER", (0.05, 0.2, 500))
+    eventually(lambda: recorder.stats()["proven"], 1001, state=recorder.stats)
+    assert receiver.clean_ends == 1
+
+
+def test_an_idle_connection_with_nothing_to_prove_is_left_alone(receiver, recorder):
+    fill(recorder, 10)
+    eventually(lambda: recorder.stats()["proven"], 11, state=recorder.stats)
+    eventually(lambda: recorder.stats()["connects"], 2, state=recorder.stats)  # the one after the barrier
+    time.sleep(0.6)
+    assert recorder.stats()["connects"] == 2 and recorder.stats()["connected"]
+
+
+def test_a_backlog_that_takes_long_is_proven_piece_by_piece(receiver, recorder, monkeypatch):
+    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 500))  # by the number of events alone
+    receiver.kill()
+    fill(recorder, 8000)
+    receiver.start()
+    eventually(lambda: len(receiver.raw) >= 8001, state=recorder.stats)
+    assert recorder.stats()["proven"] >= 6000 and receiver.clean_ends >= 10
+    judge(receiver.messages)
+
+
+def test_a_receiver_that_is_killed_again_and_again_had_all_that_is_proven_and_gets_the_rest_again(pki, tmp_path, make_recorder):
+    apart = Apart(pki, tmp_path / "received")
+    recorder = make_recorder(apart.address, proof="barrier")
+    proven = 0
+    try:
+        with Load(recorder) as load:
+            for _ in range(6):
+                more(load, recorder, random.randint(150, 500))
+                apart.kill()
+                time.sleep(0.02)  # what was answered before the kill is counted now
+                stats, had = recorder.stats(), {m.seq for m in apart.messages()}
+                assert set(range(1, stats["proven"] + 1)) <= had, "proven, and not there"
+                assert stats["proven"] >= proven and whole(stats)
+                proven = stats["proven"]
+                apart.start()
+        load.arrived(apart)
+        assert proven > 300 and recorder.stats()["resent"] > 0
+        eventually(lambda: recorder.stats()["spooled"] == 0, state=recorder.stats)
+    finally:
+        apart.kill()
+
+
+def test_a_receiver_that_ends_by_itself_without_having_read_gets_the_window_again(receiver, recorder, monkeypatch):
+    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 10**9))
+    fill(recorder, 200)
+    eventually(lambda: len(receiver.raw), 201, state=recorder.stats)
+    receiver.hang = True
+    fill(recorder, 300)
+    assert recorder.flush(10)
+    receiver.hang_up()  # its close_notify comes, and 300 events lie unread
+    assert recorder.stats()["proven"] == 0
+    receiver.hang = False
+    eventually(lambda: len(receiver.events()), 501, state=recorder.stats)
+    judge(receiver.messages)
+    assert recorder.stats()["resent"] >= 300
+
+
+def test_the_receivers_own_end_is_not_taken_for_its_answer(receiver, recorder, monkeypatch):
+    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 10**9))
+    fill(recorder, 200)
+    eventually(lambda: len(receiver.raw), 201, state=recorder.stats)
+    due, judged = [], shipper.Shipper._barrier_due
+
+    def just_then(self, now):  # the barrier comes due when the receiver has just ended, and nobody has seen it yet
+        if not due and receiver.hang and self.outbox.unproven > self.outbox.unsent == 0 and self.outbox.unproven >= 500:
+            due.append(True)
+            receiver.hang_up()
+            time.sleep(0.05)
+            return True
+        return judged(self, now)
+
+    monkeypatch.setattr(shipper.Shipper, "_barrier_due", just_then)
+    receiver.hang = True
+    fill(recorder, 300)
+    eventually(lambda: due, state=recorder.stats)
+    receiver.hang = False
+    eventually(lambda: len(receiver.events()) >= 501, state=recorder.stats)
+    assert recorder.stats()["proven"] == 0
+    judge(receiver.messages)
+
+
+def test_what_was_proven_is_sent_again_too_when_the_connection_breaks_after_it(receiver, recorder, monkeypatch):
+    # the receiver had read it, and may have lost it with itself: its disk was full, it was killed with its queue
+    fill(recorder, 500)
+    eventually(lambda: recorder.stats()["proven"], 501, state=recorder.stats)
+    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 10**9))
+    receiver.kill()
+    eventually(lambda: not recorder.stats()["connected"], state=recorder.stats)
+    receiver.start()
+    eventually(lambda: len(receiver.raw), 1002, state=recorder.stats)
+    assert recorder.stats()["proven"] == 501 and recorder.stats()["resent"] == 501
+    judge(receiver.messages)
+
+
+def test_what_was_proven_is_sent_again_when_the_receiver_dies_in_the_barrier(receiver, recorder):
+    with Load(recorder) as load:
+        for _ in range(5):
+            ends = receiver.clean_ends
+            eventually(lambda: receiver.clean_ends > ends, state=recorder.stats)
+            receiver.kill()
+            receiver.start()
+    load.arrived(receiver)
+    assert recorder.stats()["resent"] > 100
+
+
+def test_a_receiver_that_never_answers_proves_nothing_is_told_about_and_is_asked_less_often(receiver, make_recorder):
+    recorder = make_recorder(receiver.address, proof="barrier", deadlines=Deadlines(close=0.1))
+    receiver.close_notify = False
+    with Load(recorder) as load:
+        more(load, recorder, 1500)
+        stats = recorder.stats()
+        assert stats["proven"] == 0 and "does not answer the end of the session" in stats["proof_error"]
+        assert stats["connects"] <= shipper.PATIENCE + 1
+        more(load, recorder, 300)
+    load.arrived(receiver)
+
+
+def test_load_over_barriers_and_ends_of_the_receiver_at_random_loses_nothing(receiver, recorder):
+    with Load(recorder, rate=2000) as load:
+        for _ in range(15):
+            more(load, recorder, random.randint(50, 200))
+            receiver.hang_up()
+    load.arrived(receiver)
+    eventually(lambda: recorder.stats()["spooled"] == 0, state=recorder.stats)
+    assert len(once([m.event for m in receiver.messages])) == recorder.stats()["accepted"]
