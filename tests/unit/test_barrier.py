@@ -145,6 +145,21 @@ def test_what_was_proven_is_sent_again_too_when_the_connection_breaks_after_it(r
     judge(receiver.messages)
 
 
+def test_a_break_while_the_window_is_sent_again_loses_nothing_behind_it(receiver, recorder, monkeypatch):
+    fill(recorder, 3000)
+    eventually(lambda: recorder.stats()["proven"], 3001, state=recorder.stats)
+    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 10**9))
+    receiver.reset_after = 100_000  # bytes of two megabytes
+    connects = recorder.stats()["connects"]
+    receiver.hang_up()
+    eventually(lambda: recorder.stats()["connects"] >= connects + 3, state=recorder.stats)
+    receiver.reset_after = None
+    fill(recorder, 300)
+    eventually(lambda: len(receiver.events()), 3301, state=recorder.stats)
+    assert recorder.stats()["unsent"] == 0
+    judge(receiver.messages)
+
+
 def test_what_was_proven_is_sent_again_when_the_receiver_dies_in_the_barrier(receiver, recorder):
     with Load(recorder) as load:
         for _ in range(5):

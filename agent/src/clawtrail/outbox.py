@@ -232,8 +232,8 @@ class Outbox:
         for spool in (*self._foreign, self.own):
             mine = [batch for batch in again if batch.spool is spool]
             if spool is not None and mine:
-                proven = sum(batch.count for batch in mine if batch.last <= spool.proven)
-                spool.rewind(mine[0].before, proven)
+                taken = spool.taken - sum(batch.count for batch in mine)
+                spool.rewind(mine[0].before, spool.released - taken)
         for batches in (self._kept, self._sent):
             batches.clear()
         self._sent_bytes = self._kept_bytes = 0
