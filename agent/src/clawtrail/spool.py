@@ -303,8 +303,6 @@ class Spool:
         for start, stop, seq in records(data):
             if start > at:
                 damage.append(("damaged", newest + 1 if newest else 0, seq - 1, at, start))
-            elif not newest and before is None:
-                before = seq - 1
             segment.first = segment.first or seq
             segment.count += 1
             segment.proven += seq <= proven
