@@ -202,10 +202,15 @@ def test_proven_segments_are_kept_for_as_long_as_they_are_to_be(tmp_path):
 
 
 def test_a_full_disk_takes_proven_segments_before_it_refuses_an_event(tmp_path, monkeypatch):
-    outbox, allocate, room = opened(tmp_path / "a", retain=3600), os.posix_fallocate, 3
-    monkeypatch.setattr(os, "posix_fallocate", lambda fd, a, n: allocate(fd, a, n) if len(list(tmp_path.rglob("*.seg"))) <= room else _no_space())
-    real = open
-    monkeypatch.setattr("builtins.open", lambda p, *m, **o: _no_space() if str(p).endswith("state.new") and _full(tmp_path, room) else real(p, *m, **o))
+    outbox = opened(tmp_path / "a", retain=3600)
+    allocate, real = os.posix_fallocate, open
+
+    def segments(at_most):  # room for three of them, and then not for a state either
+        if len(list(tmp_path.rglob("*.seg"))) > at_most:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", lambda *a: segments(3) or allocate(*a))
+    monkeypatch.setattr("builtins.open", lambda path, *a, **o: str(path).endswith("state.new") and segments(2) or real(path, *a, **o))
     with pytest.raises(SpoolFull) as caught:
         for seq in range(1, 10_000):
             outbox.append(seq, frame(seq))
@@ -225,14 +230,6 @@ def test_a_full_disk_takes_proven_segments_before_it_refuses_an_event(tmp_path, 
     outbox.close()
 
 
-def _no_space():
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def _full(folder, room):
-    return len(list(folder.rglob("*.seg"))) >= room
-
-
 def test_an_error_with_one_spool_holds_up_no_other(tmp_path, monkeypatch):
     for n in (1, 2):
         left_by_a_dead_process(tmp_path, epoch(n), 20)
@@ -240,8 +237,14 @@ def test_an_error_with_one_spool_holds_up_no_other(tmp_path, monkeypatch):
     outbox.adopt()
     taken(outbox)
     outbox.prove_sent()
-    save = Spool.save
-    monkeypatch.setattr(Spool, "save", lambda spool: (_ for _ in ()).throw(SpoolError("broken")) if spool.epoch == epoch(1) else save(spool))
+    real = Spool.save
+
+    def save(spool):
+        if spool.epoch == epoch(1):
+            raise SpoolError("broken")
+        real(spool)
+
+    monkeypatch.setattr(Spool, "save", save)
     with pytest.raises(SpoolError, match="broken"):
         outbox.tidy()
     assert (tmp_path / epoch(2) / "state").exists() and (tmp_path / epoch(9) / "state").exists()
@@ -531,7 +534,11 @@ if why == "others":  # somebody else has filled the disk before we come
                 f.flush()
         except OSError:
             pass
-recorder = Recorder(receiver.address, f"{pki}/client", agent="agent-1", spool=mount, quota=8 << 20, retain=float(retain), when_full=when_full, full_timeout=0.2, proof="barrier", window=0)
+recorder = Recorder(
+    receiver.address, f"{pki}/client", agent="agent-1", spool=mount, quota=8 << 20, retain=float(retain),
+    when_full=when_full, full_timeout=0.2,
+    proof="barrier", window=0,
+)
 known, refused, dropped = [], 0, 0
 def one(i):
     global refused, dropped

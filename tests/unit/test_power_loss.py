@@ -133,7 +133,7 @@ def cuts(recorder, receiver, disk, tmp_path, n=CUTS):
     taken = []
     for cut in range(n):
         seen = len(known) + disk.rng.randint(0, 25)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 0.2
         while len(known) < seen and time.monotonic() < deadline:
             time.sleep(0.0002)
         with disk.lock:  # no sync ends while the power goes
@@ -163,7 +163,9 @@ def disk(tmp_path, spool, monkeypatch):
 
 @pytest.mark.parametrize("case", range(3))
 @pytest.mark.parametrize("receiving", [False, True], ids=["receiver away", "receiver reading"])
-def test_what_was_promised_to_be_on_the_disk_is_there_after_a_power_cut(receiving, case, receiver, make_recorder, disk, tmp_path, monkeypatch):
+def test_what_was_promised_to_be_on_the_disk_is_there_after_a_power_cut(
+    receiving, case, receiver, make_recorder, disk, tmp_path, monkeypatch
+):
     disk.rng.seed(f"{SEED}/{receiving}/{case}")
     monkeypatch.setattr(shipper, "BARRIER", (0.01, 0.02, 50))
     monkeypatch.setattr(shipper, "TICK", 0.02)
@@ -178,6 +180,6 @@ def test_what_was_promised_to_be_on_the_disk_is_there_after_a_power_cut(receivin
 def test_the_model_does_lose_what_was_never_synced(receiver, make_recorder, disk, tmp_path):
     # the test's own control: durability `write` promises nothing about power, and the model shows it
     receiver.kill()
-    recorder = make_recorder(receiver.address, durability="write", quota=1 << 20, when_full="fail")
+    recorder = make_recorder(receiver.address, durability="write", quota=16 << 20, when_full="fail")
     lost = cuts(recorder, receiver, disk, tmp_path, 20)
     assert sum(map(bool, lost)) >= 15

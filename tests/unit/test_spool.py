@@ -74,6 +74,13 @@ def state(epoch, proven):
     return f"{line}{zlib.crc32(line.encode()):08x}\n".encode()
 
 
+def failing(number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 def expected(first, last):
     return [frame(seq) for seq in range(first, last + 1)]
 
@@ -215,7 +222,8 @@ def test_a_record_of_which_half_was_written_is_cut_and_named(on_disk):
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"\0" * 80, b"{", b'{"v":1,"proven":90}', state("another-epoch", 90), state(EPOCH, 101), state(EPOCH, 10**30), state(EPOCH, 90)[:-4], state(EPOCH, -1)],
+    [None, b"", b"\0" * 80, b"{", b'{"v":1,"proven":90}', state("another-epoch", 90),
+     state(EPOCH, 101), state(EPOCH, 10**30), state(EPOCH, 90)[:-4], state(EPOCH, -1)],
     ids=["missing", "empty", "zeros", "garbage", "foreign-format", "of-another-epoch", "one-too-far", "huge", "cut", "negative"],
 )  # fmt: skip
 def test_without_a_state_to_be_believed_everything_comes_again(content, on_disk):
@@ -341,9 +349,8 @@ sys.stdin.readline()
 
 def test_of_processes_that_adopt_at_the_same_moment_exactly_one_does(tmp_path):
     filled(tmp_path, 10).let_go()
-    processes = [
-        subprocess.Popen([sys.executable, "-c", ADOPT, tmp_path / EPOCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
-    ]
+    command = [sys.executable, "-c", ADOPT, tmp_path / EPOCH]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     for p in processes:
         assert p.stdout.readline() == "ready\n"
     for p in processes:
@@ -366,7 +373,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_spool_that_could_not_be_finished_is_made_at_the_next_attempt(tmp_path, monkeypatch):
     rename = Path.rename
-    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(Path, "rename", failing(errno.ENOSPC))
     with pytest.raises(SpoolFull) as caught:
         Spool.create(EPOCH, tmp_path, SEGMENT)
     assert caught.value.reason == "disk-full"
@@ -378,7 +385,7 @@ def test_a_spool_that_could_not_be_finished_is_made_at_the_next_attempt(tmp_path
 
 def test_a_disk_that_refuses_a_segment_takes_nothing_and_the_next_attempt_succeeds(on_disk, monkeypatch):
     spool, allocate = filled(on_disk, 5), os.posix_fallocate
-    monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(os, "posix_fallocate", failing(errno.ENOSPC))
     with pytest.raises(SpoolFull, match="expected free space") as caught:
         for seq in range(6, 100):
             spool.append(seq, frame(seq))
@@ -392,7 +399,7 @@ def test_a_disk_that_refuses_a_segment_takes_nothing_and_the_next_attempt_succee
 
 
 def test_an_error_of_the_disk_at_the_end_of_a_segment_loses_nothing(on_disk, monkeypatch):
-    monkeypatch.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(os, "ftruncate", failing(errno.EIO))
     spool = filled(on_disk, 100)
     assert drained(spool) == expected(1, 100)
     spool.close()
@@ -406,7 +413,7 @@ def test_after_a_failed_sync_the_segment_is_left_and_what_follows_is_synced(on_d
     spool.sync()
     spool.append(4, frame(4))
     synced, real = [], os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    monkeypatch.setattr(os, "fdatasync", failing(errno.EIO))
     with pytest.raises(SpoolError, match=r"000001\.seg: Input/output error"):
         spool.sync()
     monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))

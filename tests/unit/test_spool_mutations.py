@@ -54,7 +54,9 @@ class Harm:
         self.kind = ""
 
     def _touch(self, name, start, end, changed=lambda at: True):
-        self.lost |= {seq for a, b, seq in self.places[name] if a < end and b > start and any(changed(i) for i in range(max(a, start), min(b, end)))}
+        for first, behind, seq in self.places[name]:
+            if any(map(changed, range(max(first, start), min(behind, end)))):
+                self.lost.add(seq)
 
     def _rewrite(self, name, data):
         (self.folder / name).write_bytes(data)
@@ -125,6 +127,11 @@ class Harm:
         self._rewrite(name, b"")
         self._gone(name)
 
+    def garbled_segment(self):
+        name = self.rng.choice([self.names[0], self.names[-1], self.rng.choice(self.names)])
+        self._rewrite(name, self.rng.randbytes(self.rng.randint(100, 5000)))
+        self.lost |= {seq for _, _, seq in self.places[name]}
+
     def swapped_names(self):
         a, b = self.rng.sample(self.names, 2)
         data = self._data(a), self._data(b)
@@ -152,9 +159,10 @@ class Harm:
         self._state(state(EPOCH, self.rng.randint(0, self.proven)))
 
     def garbage_state(self):
-        whole = bytearray(state(EPOCH, self.proven))
-        whole[self.rng.randrange(len(whole) - 1)] ^= 1 << self.rng.randrange(8)
-        self._state(self.rng.choice([b"", self.rng.randbytes(60), b"{}", b"9" * 5000, bytes(whole), state("another epoch", 299), whole[:-3]]))
+        flipped = bytearray(state(EPOCH, self.proven))
+        flipped[self.rng.randrange(len(flipped) - 1)] ^= 1 << self.rng.randrange(8)
+        garbage = [b"", self.rng.randbytes(60), b"{}", b"9" * 5000, bytes(flipped), state("another epoch", 299), flipped[:-3]]
+        self._state(self.rng.choice(garbage))
 
     def removed_state(self):
         (self.folder / "state").unlink()
