@@ -122,24 +122,37 @@ def test_the_overlap_sends_proven_frames_again_and_says_how_many(folder):
     outbox.close()
 
 
-def test_a_break_in_the_middle_of_the_overlap_counts_nothing_twice(folder):
-    rng = random.Random(4)
-    outbox = opened(folder, window=3000, overlap=True, retain=0)
-    seq = 0
-    for _ in range(400):
-        for _ in range(rng.randint(0, 12)):
+def test_a_barrier_without_a_window_proves_and_sends_nothing_again(folder):
+    outbox = opened(folder, 30, window=0, overlap=True)
+    taken(outbox)
+    outbox.prove_sent()
+    assert outbox.unproven == 0 and outbox.rewind() == 0 and taken(outbox) == []
+    outbox.close()
+
+
+@pytest.mark.parametrize("quota", [1 << 20, 256 << 20], ids=["released early", "kept"])
+@pytest.mark.parametrize("seed", range(6))
+def test_breaks_barriers_and_trims_in_any_order_hide_nothing_and_count_nothing_twice(seed, quota, folder):
+    rng = random.Random(seed)
+    outbox = opened(folder, window=rng.choice([0, 3000, 30_000]), overlap=True, retain=0, quota=quota)
+    seq = arrived = 0  # everything up to `arrived` has come out in an order without a hole
+    for _ in range(500):
+        for _ in range(rng.randint(0, 20)):
+            try:
+                outbox.append(seq + 1, frame(seq + 1, 1000))
+            except SpoolFull:
+                break
             seq += 1
-            outbox.append(seq, frame(seq))
         for _ in range(rng.randint(0, 4)):
-            outbox.take(rng.randint(1, 1500))
-        if rng.random() < 0.3 and not outbox.unsent:
-            outbox.prove_sent()
-        if rng.random() < 0.3:
-            outbox.rewind()
-        if rng.random() < 0.2:
-            outbox.tidy()
-        assert 0 <= outbox.unproven <= seq and outbox.unsent >= 0
-        assert outbox.unproven == seq - outbox.own.released
+            numbers = [int(part.split(b" ")[0]) for part in outbox.take(rng.randint(1, 30_000)).split(b"<110>1 event ")[1:]]
+            if numbers:
+                assert numbers == list(range(numbers[0], numbers[-1] + 1)) and numbers[0] <= arrived + 1
+                arrived = max(arrived, numbers[-1])
+        for chance, step in ((0.3, outbox.trim), (0.2, outbox.prove_sent), (0.2, outbox.rewind), (0.2, outbox.tidy)):
+            if rng.random() < chance:
+                step()
+        assert outbox.own.proven <= arrived and outbox.unproven == seq - outbox.own.proven
+        assert outbox.unsent >= seq - arrived  # what never came out is never hidden
     taken(outbox)
     assert outbox.unsent == 0
     outbox.prove_sent()
