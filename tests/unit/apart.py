@@ -7,7 +7,6 @@ close_notify. It shares nothing with `clawtrail`, and frames are taken apart by 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import socket
@@ -67,19 +66,19 @@ def once(events: list[dict], kind: str | None = None) -> list[dict]:
 
 def judge(messages: list[Message]) -> dict[str, list[dict]]:
     """Fails unless every epoch is whole, in order, linked, and the same in every copy. Epoch → its events."""
-    epochs: dict[str, dict[int, bytes]] = {}
+    epochs: dict[str, dict[int, Message]] = {}
     for m in messages:
-        event, known = m.event, epochs.setdefault(m.params["epoch"], {})
-        assert (event["epoch"], event["seq"]) == (m.params["epoch"], int(m.params["seq"])), m.raw
-        assert known.setdefault(event["seq"], m.raw) == m.raw, f"{event['seq']} came twice, and differs"
-    for lines in epochs.values():
-        assert list(lines) == list(range(1, len(lines) + 1)), f"missing or out of order: {_holes(list(lines))}"
-        previous = "unknown"
-        for raw in lines.values():
-            line = parse_message(raw).msg
-            assert json.loads(line)["prev"] == previous, line
-            previous = hashlib.sha256(line).hexdigest()
-    return {epoch: [parse_message(raw).event for raw in lines.values()] for epoch, lines in epochs.items()}
+        known = epochs.setdefault(m.params["epoch"], {}).setdefault(int(m.params["seq"]), m)
+        assert known.raw == m.raw, f"{m.params['seq']} came twice, and differs"
+    judged = {}
+    for epoch, found in epochs.items():
+        assert list(found) == list(range(1, len(found) + 1)), f"missing or out of order: {_holes(list(found))}"
+        previous, events = "unknown", [m.event for m in found.values()]
+        for m, event in zip(found.values(), events):
+            assert (event["epoch"], event["seq"], event["prev"]) == (epoch, int(m.params["seq"]), previous), m.raw
+            previous = hashlib.sha256(m.msg).hexdigest()
+        judged[epoch] = events
+    return judged
 
 
 def _holes(numbers: list[int]) -> list[tuple[int, int]]:

@@ -668,6 +668,10 @@ def _reset_after_fork() -> None:
     for recorder in list(_live):
         recorder._after_fork()
     _unclosed.clear()
+    _close_in_workers()
+
+
+def _close_in_workers() -> None:
     if util := sys.modules.get("multiprocessing.util"):
         util.register_after_fork(_close_all, _close_at_end_of_worker)
 
@@ -679,5 +683,6 @@ def _close_at_end_of_worker(_: object = None) -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)
+_close_in_workers()  # a worker of a forkserver imports the main module, and us with it, before it begins
 if (process := sys.modules.get("multiprocessing.process")) and process.parent_process() is not None:
     _close_at_end_of_worker()  # imported for the first time inside of a worker
