@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from clawtrail import shipper
-from clawtrail.errors import QueueFull
+from clawtrail.errors import ClawtrailError, QueueFull
 from clawtrail.spool import Spool
 
 SEED = int(os.environ.get("CLAWTRAIL_SEED", "20261123"))
@@ -114,7 +114,7 @@ def what_is_left(folder):
 
 def cuts(recorder, receiver, disk, tmp_path, n=CUTS):
     """Cuts the power n times while three threads record. How many events each cut has lost that were promised."""
-    known, done = [], threading.Event()
+    known, done, errors = [], threading.Event(), []
 
     def load(who):
         for i in range(100_000):
@@ -122,6 +122,8 @@ def cuts(recorder, receiver, disk, tmp_path, n=CUTS):
                 receipt = recorder.record("tool.call", "attempt", params={"who": who, "i": i, "pad": "x" * 700})
             except QueueFull:
                 pass
+            except ClawtrailError as e:
+                return errors.append(e)
             else:
                 known.append((receipt.epoch, receipt.seq))
             if done.is_set():
@@ -145,6 +147,7 @@ def cuts(recorder, receiver, disk, tmp_path, n=CUTS):
     for t in threads:
         t.join(30)
     recorder.close(0.1)
+    assert not errors
     lost = []
     order = [(m.params["epoch"], int(m.params["seq"])) for m in receiver.messages]
     for cut, (promised, arrived) in enumerate(taken):
