@@ -214,6 +214,25 @@ def test_what_is_called_plain_is_what_the_long_way_leaves_of_it(value):
             assert plain == expected and json.dumps(plain) == json.dumps(expected) and found == Found()
 
 
+@given(st.lists(TEXT, min_size=1, max_size=6), st.data())
+def test_texts_that_are_judged_together_are_judged_as_each_alone(texts, data):
+    alone = [short().plain(text) is not event.UNSURE for text in texts]
+    at = data.draw(st.integers(0, len(texts)))
+    together = short().plain([*texts[:at], {"x": texts[at:]}])
+    if not all(alone):
+        assert together is event.UNSURE
+    elif not any(text.startswith("-") for text in texts):  # an option before a word is another matter
+        assert together == [*map(event.cut, texts[:at]), {"x": [*map(event.cut, texts[at:])]}]
+
+
+@pytest.mark.parametrize("secret", [*_SECRETS, KNOWN, '{"\\u0070assword": "x12345"}', "[" + escaped(KNOWN) + "]", "a\udc80", "password=x1234567"], ids=lambda s: ascii(s)[:14])
+@pytest.mark.parametrize("place", range(3))
+def test_a_secret_among_harmless_texts_is_found_wherever_it_stands(secret, place):
+    texts = ["alice@example.com", "GET /orders/7 took 12 ms"]
+    texts.insert(place, secret)
+    assert short().plain(texts) is event.UNSURE and short().plain({"a": texts[0], "b": {"c": texts[1:]}}) is event.UNSURE
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 @given(
     st.dictionaries(st.sampled_from(["session", "run"]), TEXT | st.none(), max_size=2),
@@ -391,6 +410,7 @@ def test_the_middle_of_the_road_is_short():
         "task-42 and disk_usage of the tokenizer: max_tokens, keys, passwords",
         "https://example.org:8443/path?page=2&sort=asc",
         {"a": [1, {"b": [None, True, 1.5, ("x", 2)]}]},
+        {"actor": "alice@example.com", "target": "https://example.org:8443/a", "note": "authorization and cookies"},
         "Grüße — “schön” 東京 😀",
         "x" * 9000,
     ):

@@ -246,7 +246,6 @@ def encode(kind: str, outcome: str, fields: dict[str, Any], redactor: Redactor) 
 
 def _encode_plain(kind: str, outcome: str, fields: dict[str, Any], redactor: Redactor) -> tuple[dict[str, Any], str] | None:
     """What `encode` gives, where there is nothing to refuse, to redact or to shorten; else None."""
-    plain = redactor.plain
     try:
         names = tuple(fields)
         order = _orders.get(names) or _remember_order(names)
@@ -256,13 +255,12 @@ def _encode_plain(kind: str, outcome: str, fields: dict[str, Any], redactor: Red
         for name in order:
             value = fields[name]
             if value is not None:
-                whole[name] = value = plain(value)
-                if value is UNSURE:
-                    return None
-        for name in ("session", "run"):
-            value = whole[name]
+                whole[name] = value
+        for value in (whole["session"], whole["run"]):
             if value is not None and (type(value) is not str or not 0 < len(value) <= _SHORT_NAME):
                 return None
+        if not redactor.make_plain(whole):
+            return None
         if "credential" in whole and isinstance(whole["credential"], dict) and "value" in whole["credential"]:
             return None  # the other members that `body` refuses have names that are never plain
         out = _write_plain(whole)

@@ -121,11 +121,11 @@ def _first_rare(hint: str) -> int | None:
 
 _SIGNS = _signs()
 _UNMARKED = tuple(hint for _, hints, _ in _FORMATS for hint in hints if _first_rare(hint) is None)
-_WORDS = tuple(hint for hint in _UNMARKED if hint.isalnum())  # what a secret of letters and digits alone has in it
 _NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?)"  # what _WORD ends with
 _ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
+_HEADER = re.compile(r"(?:authorization|cookie)['\"]?\s{0,4}[=:]")
 _ARGUMENT = re.compile(r"-[a-z0-9_-]{0,52}" + _NAMES + r"[=\s]")
-_QUERY = next(pattern for kind, _, pattern in _CONTEXT if kind == "query")
+_QUERY, _USERINFO = (next(pattern for kind, _, pattern in _CONTEXT if kind == wanted) for wanted in ("query", "url-userinfo"))
 
 
 def _nothing_in(s: str) -> bool:
@@ -150,9 +150,9 @@ def _nothing_in(s: str) -> bool:
     if "key" in low or "token" in low or "secret" in low or "passw" in low or "passp" in low or "credential" in low:
         if (colon or equal) and _ASSIGNED.search(low) or dash and _ARGUMENT.search(low):
             return False  # the first is also what every `x-…-key:` has
-    if (colon or equal) and "authorization" in low or equal and ("?" in s or "&" in s) and _QUERY.search(s):
+    if (colon or equal) and ("authorization" in low or "cookie" in low) and _HEADER.search(low):
         return False
-    if colon and ("@" in s and "://" in s or "cookie" in low):
+    if equal and ("?" in s or "&" in s) and _QUERY.search(s) or colon and "@" in s and "://" in s and _USERINFO.search(s):
         return False
     return not (dash and ("curl" in s and "-u" in s or "sshpass" in s))
 
@@ -160,6 +160,7 @@ def _nothing_in(s: str) -> bool:
 _REMEMBERED = 4096  #: short strings and keys that a redactor remembers as harmless, before it starts anew
 _SHORT = 256  #: characters of one that is worth remembering
 _SOON = 16 * 1024  #: characters of the longest text that `plain` looks at
+_BETWEEN = "\0"  # of two strings that are judged together: nothing that an expression allows in a gap
 
 _SECRET_KEYS = (
     "password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey",
@@ -211,6 +212,7 @@ class Redactor:
     def _forget(self) -> None:
         # New sets, never emptied ones: another thread may be about to add what it judged by the old rules.
         self._strings: set[str] = set()
+        self._turn = 0  # events until new strings are remembered
         self._keys: set[str] = set()
 
     def learn(self, name: str, secret: str) -> None:
@@ -241,77 +243,98 @@ class Redactor:
             content = body.get("content")
             body["content"] = _with_redactions(content if isinstance(content, dict) else {"excerpt": content} if content else {}, found)
 
-    def plain(self, value: Any, depth: int = 0) -> Any:
+    def plain(self, value: Any) -> Any:
         """A copy of a value that holds no secret, as `event.clean` and `event.cut` leave it; UNSURE for any other.
 
         UNSURE means nothing but to go the long way: it is also the answer to whatever is rare, such as an instance of
-        a subclass. A copy, because another thread could put a secret into the value after this look at it.
+        a subclass.
         """
-        kind = type(value)
-        if kind is dict:
-            return self._plain_dict(value, depth)
-        if kind is str:
-            return UNSURE if value not in self._strings and not self._harmless(value) else value if len(value) <= LEAF_MAX else cut(value)
-        if kind is int:
-            return value if -INT_MAX < value < INT_MAX else UNSURE
-        if value is None or kind is bool:
-            return value
-        if kind is float:
-            return self.plain(repr(value)) if self._known else repr(value)
-        if kind is list or kind is tuple:
-            return self._plain_list(value, depth)
-        return UNSURE
+        box = {"value": value}
+        return box["value"] if self.make_plain(box) else UNSURE
 
-    def _plain_dict(self, value: dict[Any, Any], depth: int) -> Any:
-        if depth >= DEPTH_MAX:
-            return UNSURE
-        out, keys, strings = value.copy(), self._keys, self._strings
+    def make_plain(self, members: dict[str, Any]) -> bool:
+        """Puts in the place of each member what `plain` gives for it; false, and they are of no use, when one is UNSURE.
+
+        One look at them all: the strings that are new are judged together, because what an expression finds in one of
+        them it finds in their sum.
+        """
+        strings, known = self._strings, self._known  # before anything is judged: see `_forget`
+        unknown = [""]
+        if not self._fill(members, 0, self._keys, strings, unknown, bool(known)):
+            return False
+        if len(unknown) == 1:
+            return True
+        sum_ = _BETWEEN.join(unknown)
+        if len(sum_) > _SOON or _BETWEEN + "{" in sum_ or _BETWEEN + "[" in sum_ or not _nothing_in(sum_):
+            return all(map(self._harmless, unknown))
+        for secret in known:
+            if secret in sum_:
+                return False
+        if not sum_.isascii():
+            try:
+                sum_.encode()
+            except UnicodeEncodeError:
+                return False
+        self._turn -= 1
+        if self._turn < 0:  # what comes again and again is soon remembered; what comes once seldom takes its place
+            self._turn = min(len(strings) // 64, 15)
+            if len(strings) + len(unknown) > _REMEMBERED:
+                self._strings = set()
+            else:
+                strings.update([s for s in unknown if len(s) <= _SHORT])
+        return True
+
+    def _fill(self, out: dict[Any, Any], depth: int, keys: set[str], strings: set[str], unknown: list[str], learned: bool) -> bool:
+        """Makes a dict of ours plain, but for the strings that it adds to `unknown`; a producer's are copied before they are
+        looked at, as another thread could put a secret into them afterwards."""
         for k, v in out.items():
             if type(k) is not str or k not in keys and not self._harmless_key(k):
-                return UNSURE
+                return False
             kind = type(v)
             if kind is str:
-                if v in strings:
-                    continue
-                if not self._harmless(v):
-                    return UNSURE
-                if len(v) > LEAF_MAX:
-                    out[k] = cut(v)
+                if v not in strings:
+                    unknown.append(v)
+                    if len(v) > LEAF_MAX:
+                        out[k] = cut(v)
             elif kind is int:
                 if not -INT_MAX < v < INT_MAX:
-                    return UNSURE
+                    return False
+            elif kind is float:
+                out[k] = v = repr(v)
+                if learned:
+                    unknown.append(v)
+            elif kind is dict:
+                out[k] = v = v.copy()
+                if depth >= DEPTH_MAX or not self._fill(v, depth + 1, keys, strings, unknown, learned):
+                    return False
+            elif kind is list or kind is tuple:
+                out[k] = v = list(v)
+                if depth >= DEPTH_MAX or not self._fill_list(v, depth + 1, keys, strings, unknown, learned):
+                    return False
             elif v is not None and kind is not bool:
-                v = self.plain(v, depth + 1)
-                if v is UNSURE:
-                    return UNSURE
-                out[k] = v
-        return out
+                return False
+        return True
 
-    def _plain_list(self, value: list[Any] | tuple[Any, ...], depth: int) -> Any:
-        if depth >= DEPTH_MAX:
-            return UNSURE
-        out = list(value)
+    def _fill_list(self, out: list[Any], depth: int, keys: set[str], strings: set[str], unknown: list[str], learned: bool) -> bool:
         for i, v in enumerate(out):
-            if type(v) is str and v[:1] == "-" and v not in self._keys and not self._harmless_key(v):
-                return UNSURE  # an option, and the next item is its secret
-            out[i] = v = self.plain(v, depth + 1)
-            if v is UNSURE:
-                return UNSURE
-        return out
+            if type(v) is str:
+                if v[:1] == "-" and v not in keys and not self._harmless_key(v):
+                    return False  # an option, and the next item is its secret
+                if v not in strings:
+                    unknown.append(v)
+                    if len(v) > LEAF_MAX:
+                        out[i] = cut(v)
+            elif v is not None:
+                box = {"item": v}
+                if not self._fill(box, depth, keys, strings, unknown, learned):
+                    return False
+                out[i] = box["item"]
+        return True
 
     def _harmless(self, s: str) -> bool:
         strings = self._strings  # before anything is judged: see `_forget`
         if len(s) > _SOON:
             return False
-        if not self._known and s.isascii():  # an id, a word, a number: judged faster than remembered
-            if s.isalnum():
-                for hint in _WORDS:
-                    if hint in s:
-                        break
-                else:
-                    return True
-            elif s.replace(".", "").isdigit():
-                return True
         if len(s) >= 6:
             for secret in self._known:
                 if secret in s:
