@@ -12,19 +12,23 @@ FIRST = "unknown"  #: `prev` of an epoch's first line
 
 
 class Chain:
-    """One epoch. Not thread-safe: the caller goes from line to line under its own lock, because the order is the chain."""
+    """One epoch. Not thread-safe: the caller goes from line to line under its own lock, because the order is the chain.
 
-    def __init__(self) -> None:
+    `identity` is JSON of what is the same in every line (`"agent":…,"host":…,`).
+    """
+
+    def __init__(self, identity: str = "") -> None:
         self.epoch = uuid7()
         self.seq = 0  #: the last number that was taken
         self.prev = FIRST  #: the SHA-256 of the last line, in hex
+        self._same = f'{identity}"epoch":"{self.epoch}","seq":'
 
-    def line(self, head: str, tail: str) -> bytes:
+    def line(self, ident: str, moment: str, tail: str) -> bytes:
         """The line of the next number; it counts when its SHA-256 and its number stand in `prev` and `seq`.
 
-        `head` is JSON up to and without the epoch (`{"v":1,…,`), `tail` what follows `prev` (`"kind":…}`).
+        `tail` is JSON of what follows `prev` (`"kind":…}`).
         """
-        return f'{head}"epoch":"{self.epoch}","seq":{self.seq + 1},"prev":"{self.prev}",{tail}'.encode()
+        return f'{{"v":1,"id":"{ident}","ts":"{moment}",{self._same}{self.seq + 1},"prev":"{self.prev}",{tail}'.encode()
 
     def __repr__(self) -> str:
         return f"<Chain epoch={self.epoch} seq={self.seq}>"

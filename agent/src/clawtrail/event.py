@@ -251,18 +251,15 @@ def _encode_plain(kind: str, outcome: str, fields: dict[str, Any], redactor: Red
         order = _orders.get(names) or _remember_order(names)
         if outcome not in OUTCOMES:
             return None
-        whole: dict[str, Any] = {"kind": kind, "category": KINDS[kind], "outcome": outcome, "session": None, "run": None}
-        for name in order:
-            value = fields[name]
-            if value is not None:
-                whole[name] = value
-        for value in (whole["session"], whole["run"]):
-            if value is not None and (type(value) is not str or not 0 < len(value) <= _SHORT_NAME):
+        members = {name: value for name in order if (value := fields[name]) is not None}
+        for name in ("session", "run"):
+            if name in members and (type(value := members[name]) is not str or not 0 < len(value) <= _SHORT_NAME):
                 return None
-        if not redactor.make_plain(whole):
+        if not redactor.make_plain(members):
             return None
-        if "credential" in whole and isinstance(whole["credential"], dict) and "value" in whole["credential"]:
+        if "credential" in members and isinstance(members["credential"], dict) and "value" in members["credential"]:
             return None  # the other members that `body` refuses have names that are never plain
+        whole = {"kind": kind, "category": KINDS[kind], "outcome": outcome, "session": None, "run": None, **members}
         out = _write_plain(whole)
     except Exception:  # whatever it was, the long way says it better, or gets by without
         return None

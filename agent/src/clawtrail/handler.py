@@ -74,7 +74,7 @@ class TLSSysLogHandler(logging.Handler):
 
     def __init__(self, *, level: int | str = logging.NOTSET, **given: Any) -> None:
         made = settings.parse(given)
-        self._agent = made.agent
+        self._agent = event.written(made.agent) if made.agent else None
         self._fail = made.options.get("when_full") == "fail"
         self._next_word, self._unsaid = 0.0, 0
         self.recorder = Recorder(made.address, made.tls, agent=made.name, **made.options)
@@ -94,11 +94,12 @@ class TLSSysLogHandler(logging.Handler):
         nested: list[tuple[TLSSysLogHandler, logging.LogRecord]] = []
         _thread.nested = nested
         try:
-            try:
-                kept: Any = self.filter(record)
-            except Exception:  # a filter that fails has rejected nothing
-                self.handleError(record)
-                kept = True
+            kept: Any = True
+            if self.filters:
+                try:
+                    kept = self.filter(record)
+                except Exception:  # a filter that fails has rejected nothing
+                    self.handleError(record)
             if kept:
                 self.emit(kept if isinstance(kept, logging.LogRecord) else record)  # a filter may replace it, from 3.12 on
             return kept
@@ -118,12 +119,11 @@ class TLSSysLogHandler(logging.Handler):
 
     def _ship(self, record: logging.LogRecord, nested: bool = False) -> None:
         fields: dict[str, Any] = {}
-        claim, raises = None, self._fail and not nested
+        claim, raises = self._agent, self._fail and not nested
         try:
             try:
-                kind, outcome = self._nested_event(record, fields) if nested else self._event(record, fields)
-                claim, fields["time"] = fields.get("claim"), record.created
-                self.recorder.put(kind, outcome, fields, not raises)
+                kind, outcome, claim = self._nested_event(record, fields) if nested else self._event(record, fields)
+                self.recorder.put_log(kind, outcome, fields, record.created, claim, not raises)
             except (QueueFull, SpoolError):
                 raise
             except Exception as e:  # what was meant does not fit the schema; that it was logged is still on record
@@ -147,7 +147,7 @@ class TLSSysLogHandler(logging.Handler):
             pass
         self.handleError(record)
 
-    def _event(self, record: logging.LogRecord, fields: dict[str, Any]) -> tuple[str, str]:
+    def _event(self, record: logging.LogRecord, fields: dict[str, Any]) -> tuple[str, str, str | None]:
         message, exc_info, exc_text, failed = record.msg, record.exc_info, record.exc_text, None
         try:
             if self.formatter is not None:
@@ -160,8 +160,8 @@ class TLSSysLogHandler(logging.Handler):
         fields["content"] = content = self._content(text)
         fields["log"] = log = _log(record)
         given: dict[str, Any] = {}
-        if len(record.__dict__) > _COUNT:
-            _sort(_extra(record.__dict__), given, log)
+        if len(attributes := record.__dict__) > _COUNT:
+            _sort_extra(attributes, given, log)
         if isinstance(message, dict):
             _sort({k: v for k, v in message.items() if k not in ("event", "exc_info", "exception")}, given, log)
             exc_info, exc_text = exc_info or message.get("exc_info"), exc_text or message.get("exception")
@@ -178,14 +178,18 @@ class TLSSysLogHandler(logging.Handler):
             fields.setdefault("error", failed)
         if record.stack_info:
             log["stack"] = "\n".join(event.written(record.stack_info).splitlines()[-2 * FRAMES :])
-        kind, outcome, agent_id = fields.pop("kind", None), fields.pop("outcome", None), fields.pop("agent_id", None)
-        if claim := self._agent or agent_id:
-            fields["claim"] = event.written(claim)
+        if not given:
+            return "log.record", "unknown", self._agent
+        kind, outcome, claim = fields.pop("kind", None), fields.pop("outcome", None), fields.pop("agent_id", None)
+        if self._agent or not claim:
+            claim = self._agent
+        elif type(claim) is not str or not claim.isascii():
+            claim = event.written(claim)
         if outcome is None:
             outcome = "unknown" if kind is None else "success"
-        return "log.record" if kind is None else kind, outcome
+        return "log.record" if kind is None else kind, outcome, claim
 
-    def _nested_event(self, record: logging.LogRecord, fields: dict[str, Any]) -> tuple[str, str]:
+    def _nested_event(self, record: logging.LogRecord, fields: dict[str, Any]) -> tuple[str, str, str | None]:
         """Calls nothing foreign: what logs while it is converted would be nested without end."""
         text = record.msg if type(record.msg) is str else f"<{type(record.msg).__name__}>"
         args = record.args if isinstance(record.args, tuple) else ()
@@ -195,9 +199,7 @@ class TLSSysLogHandler(logging.Handler):
             except (TypeError, ValueError):
                 pass
         fields["content"], fields["log"] = self._content(text), _log(record)
-        if self._agent:
-            fields["claim"] = self._agent
-        return "log.record", "unknown"
+        return "log.record", "unknown", self._agent
 
     def _content(self, text: str) -> dict[str, Any]:
         size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
@@ -258,11 +260,32 @@ def _severity(level: int) -> int:
     return 7
 
 
-def _extra(attributes: dict[str, Any]) -> dict[str, Any]:
+def _sort_extra(attributes: dict[str, Any], fields: dict[str, Any], log: dict[str, Any]) -> None:
     names: Iterator[str] = islice(attributes, _COUNT - 1, None)
     if next(names, None) != _LAST:  # somebody's own kind of record; in every other, `extra` stands behind what logging set
         names = iter(attributes)
-    return {name: attributes[name] for name in names if name not in _STANDARD}
+    extra = tuple(names)
+    meant, others, nested = _sorted.get(extra) or _remember_sorted(extra)
+    if nested:
+        _sort({name: attributes[name] for name in extra if name not in _STANDARD}, fields, log)
+        return
+    for name in meant:
+        fields[name] = attributes[name]
+    if others:
+        log["fields"] = {name: attributes[name] for name in others}
+
+
+#: names of extras → those that the schema knows, the others, whether one of them may hold more of both
+_sorted: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...], bool]] = {}
+
+
+def _remember_sorted(extra: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    if len(_sorted) >= 1024:
+        _sorted.clear()
+    wanted = [name for name in extra if name not in _STANDARD]
+    meant, others = (tuple(name for name in wanted if (name in _MEANT) is known) for known in (True, False))
+    _sorted[extra] = found = meant, others, "extra" in others
+    return found
 
 
 def _sort(members: dict[str, Any], fields: dict[str, Any], log: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import zlib
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence, TypeAlias
 
 from . import __version__, event, syslog
 from .action import Action
@@ -70,14 +70,8 @@ class Receipt(NamedTuple):
     line: bytes
 
 
-class _Draft(NamedTuple):
-    """An event before it has a number."""
-
-    id: str
-    moment: str
-    head: str
-    tail: str
-    parts: syslog.Parts
+#: An event before it has a number: id, moment, what of its line follows `prev`, parts of its frame.
+_Draft: TypeAlias = "tuple[str, str, str, syslog.Parts]"
 
 
 class Recorder:
@@ -176,7 +170,7 @@ class Recorder:
         self._syncing: dict[int, int] = {}  # thread: up to which number
         self._newest: _Draft | None = None  # the one that was stored last
         self._pid = os.getpid()
-        self._chain = Chain()
+        self._chain = Chain(self._identity)
         self._parts: dict[tuple[Any, ...], syslog.Parts] = {}  # of the frames, for events alike
         self._outbox = Outbox(**self._outbox_options)  # type: ignore[arg-type]
         self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick)
@@ -207,7 +201,7 @@ class Recorder:
         second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed; its `accepted`
         tells whether the event will be sent nevertheless.
         """
-        return self.put(kind, outcome, fields)
+        return self._put(self._draft(kind, outcome, fields), False)
 
     def put(self, kind: str, outcome: str, fields: dict[str, Any], lossy: bool = False) -> Receipt:
         """As `record`, with the fields as a dict that is used up.
@@ -215,7 +209,13 @@ class Recorder:
         `lossy`: the caller goes on without the event when there was no room, so that is a loss: the event takes a number
         that is missing from then on, and counts as dropped. It raises all the same.
         """
-        draft = self._draft(kind, outcome, fields)
+        return self._put(self._draft(kind, outcome, fields), lossy)
+
+    def put_log(self, kind: str, outcome: str, fields: dict[str, Any], created: float, claim: str | None, lossy: bool) -> None:
+        """As `put`, of a log record: its moment, and the claim as `event.written` gives it, or None."""
+        self._put(self._drafted(kind, outcome, fields, _moment(created), claim or self._claim), lossy)
+
+    def _put(self, draft: _Draft, lossy: bool) -> Receipt:
         receipt = self._accept(draft)
         if isinstance(receipt, SpoolError):
             receipt = self._without_room(draft, receipt, lossy)
@@ -268,30 +268,30 @@ class Recorder:
     def _draft(self, kind: str, outcome: str, fields: dict[str, Any]) -> _Draft:
         moment = event.timestamp() if "time" not in fields else _moment(fields.pop("time"))
         claim = fields.pop("claim", None)
-        claim = event.written(claim) if claim else self._claim
+        return self._drafted(kind, outcome, fields, moment, event.written(claim) if claim else self._claim)
+
+    def _drafted(self, kind: str, outcome: str, fields: dict[str, Any], moment: str, claim: str) -> _Draft:
         if ambient := _context.get():
             fields = {**ambient, **fields}
         body, tail = event.encode(kind, outcome, fields, self.redactor)
-        return self._drafted(body, tail, moment, claim)
+        return self._finished(body, tail, moment, claim)
 
-    def _drafted(self, body: Mapping[str, Any], tail: str, moment: str, claim: str) -> _Draft:
-        tool, credential, log = body.get("tool"), body.get("credential"), body.get("log")
+    def _finished(self, body: Mapping[str, Any], tail: str, moment: str, claim: str) -> _Draft:
         alike = (
             claim,
             body["kind"],
             body["outcome"],
             body["session"],
             body["run"],
-            tool.get("name") if type(tool) is dict else None,
-            credential.get("name") if type(credential) is dict else None,
-            log.get("severity") if type(log) is dict else None,
+            group.get("name") if "tool" in body and type(group := body["tool"]) is dict else None,
+            group.get("name") if "credential" in body and type(group := body["credential"]) is dict else None,
+            group.get("severity") if "log" in body and type(group := body["log"]) is dict else None,
         )
         try:
             parts = self._parts[alike]
         except (KeyError, TypeError):
             parts = self._new_parts(body, *alike)
-        ident = event.uuid7()
-        return _Draft(ident, moment, f'{{"v":1,"id":"{ident}","ts":"{moment}",{self._identity}', tail[1:], parts)
+        return event.uuid7(), moment, tail[1:], parts
 
     def _new_parts(self, body: Mapping[str, Any], claim: str, kind: str, outcome: str, *named: Any) -> syslog.Parts:
         *values, level = named
@@ -313,7 +313,7 @@ class Recorder:
         with self._lock:
             if self._busy:
                 self._deferred.append(draft)
-                return Receipt(draft.id, self._chain.epoch, 0, b"")
+                return Receipt(draft[0], self._chain.epoch, 0, b"")
             self._busy = True
             try:
                 receipt = self._store(draft)
@@ -364,8 +364,8 @@ class Recorder:
 
     def _append(self, draft: _Draft, reserved: bool = False) -> Receipt:
         chain = self._chain
-        ident, moment, head, tail, parts = draft
-        line = chain.line(head, tail)
+        ident, moment, tail, parts = draft
+        line = chain.line(ident, moment, tail)
         seq = chain.seq + 1
         frame = syslog.assemble(parts, line, seq, moment)
         link, size = hashlib.sha256(line).hexdigest(), len(frame)
@@ -381,7 +381,7 @@ class Recorder:
 
     def _append_own(self, kind: str, outcome: str = "success", reserved: bool = False, **fields: Any) -> None:
         body, tail = event.encode(kind, outcome, fields, self.redactor)
-        self._append(self._drafted(body, tail, event.timestamp(), self.agent), reserved)
+        self._append(self._finished(body, tail, event.timestamp(), self._claim), reserved)
 
     # -- without room ------------------------------------------------------------------------------------------
 
@@ -399,7 +399,7 @@ class Recorder:
         reason = _reason(error)
         with self._lock:
             if self.when_full == "drop" and reason != "closed":
-                return Receipt(draft.id, self._chain.epoch, self._drop(reason), b"")
+                return Receipt(draft[0], self._chain.epoch, self._drop(reason), b"")
             if lossy:
                 self._drop(reason)
             else:
@@ -481,7 +481,7 @@ class Recorder:
     def _own(self, kind: str, outcome: str = "success", **fields: Any) -> None:
         """An event about the trail itself: never waits; without room it is counted as lost."""
         body, tail = event.encode(kind, outcome, fields, self.redactor)
-        receipt = self._accept(self._drafted(body, tail, event.timestamp(), self.agent))
+        receipt = self._accept(self._finished(body, tail, event.timestamp(), self._claim))
         if isinstance(receipt, SpoolError):
             with self._lock:
                 self._drop(_reason(receipt))
