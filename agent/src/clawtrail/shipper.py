@@ -166,7 +166,6 @@ class Shipper:
                 self._complaint = str(e)
                 log.warning("%s: %s", type(e).__name__, e)
         if not isinstance(self._proof, str):
-            self.outbox.prove_stored(self._stored)
             if self.outbox.epochs and not self._asking:
                 self._asking = True
                 if not self._beside(self._ask, self._proof):
@@ -241,7 +240,9 @@ class Shipper:
                 self._next_seek, self._seeking = now + FAIL_BACK, True
                 if not self._beside(self._seek, self._at):
                     self._seeking = False
-        if self._proof == "barrier" and self._connection is not None and self._barrier_due(now):
+        if not isinstance(self._proof, str):  # here, where all that was taken is written: a service may claim more than it has
+            self.outbox.prove_stored(self._stored)
+        elif self._proof == "barrier" and self._connection is not None and self._barrier_due(now):
             self._connection.pump()  # the receiver's own end would look like the answer to ours
             if self._part():
                 self.outbox.prove_sent()
