@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clawtrail import event, redact
 from clawtrail.errors import EventError
-from clawtrail.redact import _FORMATS, Found, Redactor
+from clawtrail.redact import FORMATS, Found, Redactor
 from support import letters, secrets
 
 KEY = b"k" * 32
@@ -92,7 +92,7 @@ def short():
 
 def the_long_way():
     """Every expression is tried on every text."""
-    return mock.patch.object(redact, "_nothing_in", lambda s: False)
+    return mock.patch.object(redact, "nothing_in", lambda s: False)
 
 
 def halves(secret):
@@ -102,7 +102,7 @@ def halves(secret):
 _SECRETS = [s for seed in (0, 1) for s in secrets(seed).values()]
 _ATOMS = [
     *_SECRETS, *(half for s in _SECRETS for half in halves(s)), *(s.swapcase() for s in _SECRETS), KNOWN, KNOWN.upper(), KNOWN[:9],
-    *(hint for _, hints, _ in _FORMATS for hint in hints),
+    *(hint for _, hints, _ in FORMATS for hint in hints),
     "password", "passwd", "passphrase", "secret", "token", "api_key", "apikey", "access-key", "secretkey", "private_key", "credential", "credentials",
     "authorization", "bearer ", "basic ", "x-", "x-api-key", "x-auth-token", "cookie", "set-cookie", "curl ", " -u ", " --user=", "sshpass -p ", "client_secret",
     "://", "@", "?", "&", "key", "sig", "code", "=", ":", "-", "--", "_", ".", "/", " ", "\n", "'", '"', "`", "$", "${X}", "{{", "%", "{", "}", "[", "]", ",",
@@ -189,18 +189,18 @@ REDACTOR = Redactor(KEY)
 @given(st.data())
 def test_a_text_that_no_expression_is_tried_on_is_one_that_none_of_them_changes(context, data):
     text = data.draw(in_context(_CONTEXTS[context]) if context in _CONTEXTS else TEXT)
-    if redact._nothing_in(text):
+    if redact.nothing_in(text):
         assert REDACTOR._expressions(text, found := Found()) == text and found == Found()
 
 
 @pytest.mark.parametrize("text", ["credent\u0131als=12345678", "CREDENT\u0130AL: 12345678", "pa\u017fsword=12345678", "to\u212aen=12345678", "x-to\u212aen: 123456"])
 def test_letters_that_only_a_careless_eye_takes_for_others_hide_nothing(text):
-    assert not redact._nothing_in(text) and REDACTOR._expressions(text, found := Found()) != text and found.count == 1
+    assert not redact.nothing_in(text) and REDACTOR._expressions(text, found := Found()) != text and found.count == 1
 
 
 @pytest.mark.parametrize("text", _SECRETS + [f"see {s}." for s in _SECRETS] + [f"({s})" for s in _SECRETS], ids=lambda s: s[:12])
 def test_every_expression_is_tried_on_its_secrets(text):
-    assert not redact._nothing_in(text) and short().plain(text) is event.UNSURE
+    assert not redact.nothing_in(text) and short().plain(text) is event.UNSURE
 
 
 @given(VALUE)

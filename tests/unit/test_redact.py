@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clawtrail.event import SCAN_MAX
-from clawtrail.redact import _FORMATS, Found, Redactor
+from clawtrail.redact import FORMATS, Found, Redactor
 from support import letters, secrets
 
 KEY = b"k" * 32
@@ -38,7 +38,7 @@ PLACES = {
 
 
 def test_every_format_has_a_secret_here_that_is_built_at_run_time():
-    assert SECRETS.keys() == {kind for kind, *_ in _FORMATS}
+    assert SECRETS.keys() == {kind for kind, *_ in FORMATS}
 
 
 @pytest.mark.parametrize("place", PLACES)
