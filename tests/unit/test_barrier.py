@@ -1,6 +1,9 @@
 """Proof by barrier: only what the receiver has read before it answered the end of a connection is proven."""
 
 import random
+import socket
+import ssl
+import threading
 import time
 
 import pytest
@@ -108,28 +111,45 @@ def test_a_receiver_that_ends_by_itself_without_having_read_gets_the_window_agai
     assert recorder.stats()["resent"] >= 300
 
 
-def test_the_receivers_own_end_is_not_taken_for_its_answer(receiver, recorder, monkeypatch):
-    monkeypatch.setattr(shipper, "BARRIER", (60.0, 60.0, 10**9))
-    fill(recorder, 200)
-    eventually(lambda: len(receiver.raw), 201, state=recorder.stats)
-    due, judged = [], shipper.Shipper._barrier_due
+def test_the_receivers_own_end_is_not_taken_for_its_answer(pki, make_recorder, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*pki.server)
+    ended = threading.Event()
 
-    def just_then(self, now):  # the barrier comes due when the receiver has just ended, and nobody has seen it yet
-        if not due and receiver.hang and self.outbox.unproven > self.outbox.unsent == 0 and self.outbox.unproven >= 500:
-            due.append(True)
-            receiver.hang_up()
-            time.sleep(0.05)
-            return True
-        return judged(self, now)
+    def serve():  # takes everything off the wire, keeps nothing, and ends by itself
+        with context.wrap_socket(listener.accept()[0], server_side=True) as tls:
+            tls.settimeout(10)
+            while len(tls.recv(65536)) > 0 and not read.is_set():
+                pass
+            tls.settimeout(0.0)
+            try:
+                tls.unwrap()  # its close_notify goes out, ours is not waited for
+            except OSError:
+                pass
+            ended.set()
+            hold.wait(10)
 
+    def just_then(self, now):  # a barrier comes due when the receiver has just ended, and nobody has seen it yet
+        if ended.is_set() or self.outbox.unsent or not self.outbox.unproven:
+            return False
+        read.set()
+        self._connection.send(memoryview(b" "))  # wakes it
+        ended.wait(10)
+        time.sleep(0.05)
+        return True
+
+    read, hold = threading.Event(), threading.Event()
     monkeypatch.setattr(shipper.Shipper, "_barrier_due", just_then)
-    receiver.hang = True
-    fill(recorder, 300)
-    eventually(lambda: due, state=recorder.stats)
-    receiver.hang = False
-    eventually(lambda: len(receiver.events()) >= 501, state=recorder.stats)
-    assert recorder.stats()["proven"] == 0
-    judge(receiver.messages)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        recorder = make_recorder(listener.getsockname(), proof="barrier")
+        fill(recorder, 100)
+        assert ended.wait(10)
+        hold.set()
+        server.join(10)
+    eventually(lambda: recorder.stats()["resent"] > 0, state=recorder.stats)
+    assert recorder.stats()["proven"] == 0 and recorder.stats()["spooled"] == 101
 
 
 def test_what_was_proven_is_sent_again_too_when_the_connection_breaks_after_it(receiver, recorder, monkeypatch):

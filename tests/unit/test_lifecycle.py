@@ -404,6 +404,15 @@ def test_a_script_that_logs_and_leaves_delivers_all_500_in_tls_1_3_with_tickets(
     assert receiver.clean_ends == 1 and took < 3.0
 
 
+def test_a_close_before_the_first_refused_connection_waits_for_nobody(receiver, make_recorder):
+    receiver.kill()
+    recorder = make_recorder(receiver.address)
+    record(recorder, 0)
+    began = time.monotonic()
+    assert recorder.close(10) is False
+    assert time.monotonic() - began < 3.0
+
+
 def adopted(receiver, make_recorder):
     """The next start of the same agent; it delivers what the last one left."""
     recorder = make_recorder(receiver.address)

@@ -50,7 +50,7 @@ import sys
 from clawtrail import Recorder
 
 def anonymous():
-    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+    return sum(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(("RssAnon", "RssShmem")))
 
 def fill(n):
     for i in range(n):
@@ -70,7 +70,7 @@ def test_the_backlog_of_an_outage_lies_on_the_disk_and_not_in_memory(receiver, p
     receiver.kill()
     command = [sys.executable, "-c", MEMORY, str(receiver.port), str(pki.client), "15000"]
     grown, spooled = map(int, subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
-    assert spooled > 30 << 20 and grown < spooled / 8, f"{grown >> 10} KiB more for {spooled >> 10} KiB of backlog"
+    assert spooled > 30 << 20 and grown < spooled / 4, f"{grown >> 10} KiB more for {spooled >> 10} KiB of backlog"
 
 
 # -- it hangs ------------------------------------------------------------------------------------------------------
