@@ -179,6 +179,7 @@ class Recorder:
         self.dropped: dict[str, int] = {}
         self.refused: dict[str, int] = {}
         self._losses: dict[str, dict[str, Any]] = {}  # by reason: what is not reported yet
+        self._untold: deque[Damage] = deque()  # found, and not reported yet
         self._told = False  # the receiver is told that the spool is full
         self._next_beat = time.monotonic() + self._heartbeat
         self._next_adopt = 0.0
@@ -457,19 +458,12 @@ class Recorder:
         if now >= self._next_adopt:
             self._next_adopt = now + ADOPT
             damage += self._outbox.adopt()
-        for one in damage:
-            self._report_damage(one)
+        self.damaged += len(damage)
+        self._untold.extend(damage)
+        while self._untold and self._own("system.spool-damage", "failure", dropped=_lost(self._untold[0])):
+            self._untold.popleft()
         if self._heartbeat and now >= self._next_beat:
             self.beat()
-
-    def _report_damage(self, one: Damage) -> None:
-        self.damaged += 1
-        lost = {"epoch": one.epoch, "segment": one.segment, "reason": one.reason, "first": one.first}
-        if one.last is not None:
-            lost |= {"last": one.last, "n": one.lost or one.last - one.first + 1}
-        if one.end:
-            lost |= {"start": one.start, "end": one.end}
-        self._own("system.spool-damage", "failure", dropped=lost)
 
     def _pulse(self) -> dict[str, Any]:
         stats = self.stats()
@@ -478,13 +472,10 @@ class Recorder:
             pulse[name] = sum(stats[name].values())
         return {**pulse, "oldest_unproven_seconds": int(stats["oldest_unproven_seconds"]), **self.health()}
 
-    def _own(self, kind: str, outcome: str = "success", **fields: Any) -> None:
-        """An event about the trail itself: never waits; without room it is counted as lost."""
+    def _own(self, kind: str, outcome: str = "success", **fields: Any) -> bool:
+        """An event about the trail itself: never waits. False: there is no room for it now."""
         body, tail = event.encode(kind, outcome, fields, self.redactor)
-        receipt = self._accept(self._finished(body, tail, event.timestamp(), self._claim))
-        if isinstance(receipt, SpoolError):
-            with self._lock:
-                self._drop(_reason(receipt))
+        return isinstance(self._accept(self._finished(body, tail, event.timestamp(), self._claim)), Receipt)
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -629,6 +620,13 @@ def _moment(seconds: Any) -> str:
         return event.timestamp(seconds)
     except (TypeError, ValueError, OverflowError, OSError):
         raise EventError(f"time {seconds!r}; expected seconds since the epoch") from None
+
+
+def _lost(one: Damage) -> dict[str, Any]:
+    lost = {"epoch": one.epoch, "segment": one.segment, "reason": one.reason, "first": one.first}
+    if one.last is not None:
+        lost |= {"last": one.last, "n": one.lost or one.last - one.first + 1}
+    return lost | ({"start": one.start, "end": one.end} if one.end else {})
 
 
 def _reason(error: SpoolError) -> str:
