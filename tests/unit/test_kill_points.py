@@ -18,12 +18,12 @@ from support import eventually
 CHILD = r"""
 import itertools, os, sys, threading
 from pathlib import Path
-from clawtrail import Recorder, shipper, spool, transport
+from clawtrail import Recorder, segment, shipper, spool, transport
 
 port, tls, durability, point, nth, options = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6:]
 shipper.BACKOFF, shipper.TICK, shipper.BARRIER = (0.01, 0.05), 0.05, (0.02, 0.1, 500)
 if "written-through" in options:
-    spool.mappable = lambda path: False
+    segment.mappable = lambda path: False
 reached = itertools.count(1)
 
 

@@ -44,6 +44,7 @@ class Storm:
 
     def __init__(self, handler, every=0.0005):
         self._handler, self._every, self.count = handler, every, 0
+        self._over = False
 
     def __enter__(self):
         self._old = signal.signal(signal.SIGALRM, self._signal)
@@ -52,6 +53,7 @@ class Storm:
         return self
 
     def __exit__(self, *_):
+        self._over = True  # one that is on its way must not set the next
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._old)
         sys.unraisablehook = self._hook
@@ -60,6 +62,8 @@ class Storm:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(self._every / 10, self._every))
 
     def _signal(self, *_):
+        if self._over:
+            return
         self.count += 1
         try:
             self._handler(self.count)

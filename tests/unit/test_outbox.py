@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from clawtrail import shipper
-from clawtrail import spool as spool_module
+from clawtrail import segment
 from clawtrail.errors import QueueFull, SpoolError, SpoolFull
 from clawtrail.outbox import Outbox
-from clawtrail.spool import RESERVE, Spool
+from clawtrail.segment import RESERVE
+from clawtrail.spool import Spool
 from support import eventually
 
 HERE = Path(__file__).parent
@@ -31,7 +32,7 @@ def frame(seq, size=200):
 
 @pytest.fixture(params=["memory", "mapped", "written-through"])
 def folder(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(spool_module, "mappable", lambda path: request.param == "mapped")
+    monkeypatch.setattr(segment, "mappable", lambda path: request.param == "mapped")
     return None if request.param == "memory" else tmp_path / "agent-1"
 
 

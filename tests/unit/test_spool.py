@@ -16,16 +16,17 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from clawtrail import spool as spool_module
+from clawtrail import segment
 from clawtrail.errors import SpoolError, SpoolFull, SpoolLocked
-from clawtrail.spool import HEAD, RESERVE, Spool
+from clawtrail.segment import HEAD, RESERVE
+from clawtrail.spool import Spool
 
 SEGMENT = 4096 + RESERVE  #: bytes; some ten of the frames in here
 EPOCH = "019aa000-0000-7000-8000-000000000001"
 
 
 def writes(monkeypatch, how):
-    monkeypatch.setattr(spool_module, "mappable", lambda path: how == "mapped")
+    monkeypatch.setattr(segment, "mappable", lambda path: how == "mapped")
 
 
 @pytest.fixture(params=["memory", "mapped", "written-through"])
@@ -213,7 +214,7 @@ def test_space_that_a_killed_process_had_not_used_is_given_back(on_disk):
 
 def test_a_record_of_which_half_was_written_is_cut_and_named(on_disk):
     spool = filled(on_disk, 5, segment=1 << 20)
-    spool.segments[0].put(spool.segments[0].end, spool_module._PACK(spool_module.MARK, 900, 0, 6) + b"half")
+    spool.segments[0].put(spool.segments[0].end, segment.PACK(segment.MARK, 900, 0, 6) + b"half")
     adopted = left(spool)
     assert [(d.epoch, d.reason, d.first, d.last) for d in adopted.damage] == [(EPOCH, "torn", 6, None)]
     assert drained(adopted) == expected(1, 5)
@@ -250,7 +251,7 @@ def test_a_segment_that_is_damaged_while_it_is_adopted_is_named_and_counted(on_d
     victim = adopted.segments[1]
     gone = list(range(victim.first + 1, victim.first + 3))
     data = bytearray(victim.path.read_bytes())
-    places = [p for p in spool_module.records(bytes(data)) if p[2] in gone]
+    places = [p for p in segment.records(bytes(data)) if p[2] in gone]
     data[places[0][0] : places[-1][1]] = bytes(places[-1][1] - places[0][0])
     victim.path.write_bytes(data)
     assert drained(adopted) == [frame(seq) for seq in range(1, 101) if seq not in gone]

@@ -13,7 +13,8 @@ import zlib
 
 import pytest
 
-from clawtrail.spool import MARK, RESERVE, Damage, Spool, records
+from clawtrail.segment import MARK, RESERVE, records
+from clawtrail.spool import Damage, Spool
 from support import eventually
 
 SEED = int(os.environ.get("CLAWTRAIL_SEED", "20261123"))

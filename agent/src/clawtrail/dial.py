@@ -44,6 +44,19 @@ def bear(sock: socket.socket, seconds: float) -> None:
         pass
 
 
+def endpoints(address: Any) -> list[tuple[str, int]]:
+    """(host, port), or a list of such pairs, as a list. Raises ConfigurationError, naming the one that is wrong."""
+    pairs = [address] if isinstance(address, (tuple, list)) and len(address) == 2 and isinstance(address[1], int) else address
+    if not isinstance(pairs, (tuple, list)) or not pairs:
+        pairs = [address]
+    for pair in pairs:
+        good = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) and pair[0] and type(pair[1]) is int
+        if not good or not 0 < pair[1] < 65536:
+            raise ConfigurationError(f"address {pair!r}; expected (host, port), for example ('logs.example', 6514)")
+        names(pair[0])
+    return [(host, port) for host, port in pairs]
+
+
 def names(host: str) -> tuple[str, str]:
     """What to dial for a host, and the name that its certificate must carry.
 

@@ -11,15 +11,19 @@ comes again after a break, byte for byte: syslog has no acknowledgement, so "sen
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 
-from .errors import SpoolError, SpoolFull, SpoolLocked
-from .spool import RESERVE, Damage, Spool
+from .errors import ConfigurationError, SpoolError, SpoolFull, SpoolLocked
+from .segment import RESERVE
+from .spool import Damage, Spool
 
 _UNFINISHED = 3600.0  #: seconds after which a spool that was never finished being made is removed
 _RETRY = 0.05  #: seconds between two looks for room while there is none
@@ -332,6 +336,26 @@ class Outbox:
 
     def __repr__(self) -> str:
         return f"<Outbox {self.folder or 'in memory'}: {self.unproven} unproven, {self.unsent} unsent, {self.used} of {self.quota} bytes>"
+
+
+def folder_of(spool: str | os.PathLike[str] | None, agent: str) -> Path:
+    """The folder of an agent's spools, made if need be. Raises ConfigurationError when it cannot be written to."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    root = Path(spool or os.environ.get("CLAWTRAIL_SPOOL") or f"{state}/clawtrail/spool").expanduser().absolute()
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", agent)[:64].lstrip(".") or "_"
+    if name != agent:  # two agents never share a folder
+        name = f"{name}-{zlib.crc32(agent.encode('utf-8', 'surrogatepass')):08x}"
+    folder = root / name
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as e:
+        raise ConfigurationError(
+            f"spool {folder}: {e.strerror}; expected a folder that can be written to (setting spool, or $CLAWTRAIL_SPOOL), "
+            "or durability 'memory', which does not survive the process"
+        ) from None
+    return folder
 
 
 def _remove_unfinished(folder: Path) -> None:

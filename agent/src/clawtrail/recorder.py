@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextvars
 import hashlib
 import os
 import platform
-import re
 import socket
 import sys
 import threading
 import time
-import weakref
-import zlib
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence, TypeAlias
 
-from . import __version__, event, syslog
+from . import __version__, event, life, syslog
 from .action import Action
 from .chain import Chain
-from .dial import names
+from .dial import endpoints
 from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
-from .outbox import Outbox
+from .outbox import Outbox, folder_of
 from .proof import HTTPSWatermark, Watermark
 from .redact import Redactor
 from .shipper import Shipper
@@ -133,14 +129,14 @@ class Recorder:
             raise ConfigurationError(f"quota {quota}; expected bytes, at least {1 << 20}")
         if window is not None and not 0 <= window <= quota // 2:
             raise ConfigurationError(f"window {window}; expected bytes, at most half of the quota ({quota // 2})")
-        self.endpoints = _endpoints(address)
+        self.endpoints = endpoints(address)
         self.agent, self.durability, self.when_full, self.full_timeout = agent, durability, when_full, full_timeout
         self._tls = TLS(tls if isinstance(tls, TLSFiles) else Path(tls), server_hostname, minimum_version)
         self.proof = proof if isinstance(proof, str) else type(proof).__name__
         self._proof = HTTPSWatermark(proof, self._tls) if isinstance(proof, str) and "://" in proof else proof
         if isinstance(self._proof, str):
             _one_of("proof", self._proof, PROOFS)
-        self.folder = None if durability == "memory" else spool_folder(spool, agent)
+        self.folder = None if durability == "memory" else folder_of(spool, agent)
         self.redactor = Redactor(fingerprint_key)
         self.health: Callable[[], Mapping[str, Any]] = dict  #: what a heartbeat tells beside the counters
         self._outbox_options = {
@@ -161,7 +157,7 @@ class Recorder:
         self._identity = f'"agent":{event.dumps(named)},"host":{event.dumps({"name": self._host, "boot": _boot_id()})},'
         syslog.Header(self._host, agent, "-", "-", facility, sd_id)  # what is none shows now
         self._start()
-        _live.add(self)
+        life.live.add(self)
 
     def _start(self) -> None:
         self._lock = threading.RLock()
@@ -358,7 +354,7 @@ class Recorder:
         return receipt
 
     def _begin(self) -> None:
-        _unclosed.add(self)
+        life.unclosed.add(self)
         if self._outbox.own is None:
             self._outbox.open(self._chain.epoch)
         self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
@@ -557,8 +553,8 @@ class Recorder:
             self._closed = True
             for _ in self._deferred:
                 self._drop("closed")
-        _live.discard(self)
-        _unclosed.discard(self)
+        life.live.discard(self)
+        life.unclosed.discard(self)
         if self.folder is not None and self._shipper.last_error:
             timeout = min(timeout, 0.25)
         return self._shipper.close(timeout)
@@ -572,42 +568,10 @@ class Recorder:
     def __repr__(self) -> str:
         return f"<Recorder agent={self.agent} accepted={self.accepted} {self._shipper!r}>"
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """A child is another process life: its own epoch, spool and connection; the parent ships what the parent recorded."""
         self._shipper.abandon()
         self._start()
-
-
-def spool_folder(spool: str | os.PathLike[str] | None, agent: str) -> Path:
-    """The folder of an agent's spools, made if need be. Raises ConfigurationError when it cannot be written to."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    root = Path(spool or os.environ.get("CLAWTRAIL_SPOOL") or f"{state}/clawtrail/spool").expanduser().absolute()
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", agent)[:64].lstrip(".") or "_"
-    if name != agent:  # two agents never share a folder
-        name = f"{name}-{zlib.crc32(agent.encode('utf-8', 'surrogatepass')):08x}"
-    folder = root / name
-    try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(13, os.strerror(13))
-    except OSError as e:
-        raise ConfigurationError(
-            f"spool {folder}: {e.strerror}; expected a folder that can be written to (setting spool, or $CLAWTRAIL_SPOOL), "
-            "or durability 'memory', which does not survive the process"
-        ) from None
-    return folder
-
-
-def _endpoints(address: Any) -> list[tuple[str, int]]:
-    pairs = [address] if isinstance(address, (tuple, list)) and len(address) == 2 and isinstance(address[1], int) else address
-    if not isinstance(pairs, (tuple, list)) or not pairs:
-        pairs = [address]
-    for pair in pairs:
-        good = isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[0], str) and pair[0] and type(pair[1]) is int
-        if not good or not 0 < pair[1] < 65536:
-            raise ConfigurationError(f"address {pair!r}; expected (host, port), for example ('logs.example', 6514)")
-        names(pair[0])
-    return [(host, port) for host, port in pairs]
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -647,40 +611,3 @@ def _boot_id() -> str:
             return f.read().strip()
     except OSError:
         return "unknown"
-
-
-_live: weakref.WeakSet[Recorder] = weakref.WeakSet()
-_unclosed: set[Recorder] = set()  #: from its first event on a recorder lives until it is closed, whoever lets go of it
-
-
-@atexit.register
-def _close_all() -> None:
-    for recorder in list(_unclosed):
-        try:
-            recorder.close()
-        except Exception as e:  # the interpreter is going; say what was not sent
-            print(f"clawtrail: close at exit failed: {e}", file=sys.stderr)
-
-
-def _reset_after_fork() -> None:
-    for recorder in list(_live):
-        recorder._after_fork()
-    _unclosed.clear()
-    _close_in_workers()
-
-
-def _close_in_workers() -> None:
-    if util := sys.modules.get("multiprocessing.util"):
-        util.register_after_fork(_close_all, _close_at_end_of_worker)
-
-
-def _close_at_end_of_worker(_: object = None) -> None:
-    """A worker of multiprocessing leaves by os._exit(), past atexit; it runs its own list of finalizers."""
-    sys.modules["multiprocessing.util"].Finalize(None, _close_all, exitpriority=0)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
-_close_in_workers()  # a worker of a forkserver imports the main module, and us with it, before it begins
-if (process := sys.modules.get("multiprocessing.process")) and process.parent_process() is not None:
-    _close_at_end_of_worker()  # imported for the first time inside of a worker

@@ -1,11 +1,7 @@
-"""The spool: one process life's frames in segment files, appended once, read in order, released when proven.
+"""The spool: one process life's frames in segments, appended once, read in order, released when proven.
 
 A folder per process life: `lock` (flock: who holds it is alive), `state` (how far it is proven) and the segments
-`000001.seg`, `000002.seg` … A segment begins with a line of text and then holds records: mark, length, CRC-32, number,
-frame. Its space is allocated before it is used, so that a full disk shows when a segment is made and never later, and
-it is written through a shared mapping: what `append` has stored survives a kill of the process at once, at the cost of
-a memory copy. Where a mapping is no safe way to write (network and copy-on-write file systems) it is written by
-`pwrite`. Without a folder the same segments lie in memory.
+`000001.seg`, `000002.seg` … Without a folder the same segments lie in memory.
 
 Nothing that is found in a spool stops it from being opened: a torn tail is cut, a damaged record skipped to the next
 good one, a missing segment noticed, and each is reported as `Damage`.
@@ -13,32 +9,19 @@ good one, a missing segment noticed, and each is reported as `Damage`.
 
 from __future__ import annotations
 
-import errno
-import mmap
 import os
-import struct
-import time
-import zlib
 from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Iterator, TypeAlias
+from typing import Any, TypeAlias
 
 from .errors import SpoolError, SpoolFull, SpoolLocked
+from .segment import HEAD, MARK, PACK, RESERVE, SIZE, UNPACK, Segment, crc, datasync, explain, first_line, number_of, records
 
 try:
     import fcntl
 except ImportError:  # a platform without flock has no spool on disk
     fcntl = None  # type: ignore[assignment]
-
-MARK = b"\xc1\xa7ct"  #: begins a record; 0xC1 occurs in no UTF-8 text
-HEAD = 128  #: bytes of a segment's first line, padded with zeros
-FRAME_MAX = 64 * 1024  #: bytes; no record is larger
-RESERVE = 16 * 1024  #: bytes at the end of each segment for the report of a full spool
-_RECORD = struct.Struct("<4sIIQ")
-_PACK, _UNPACK, _SIZE = _RECORD.pack, _RECORD.unpack_from, _RECORD.size
-_MAPPABLE = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "tmpfs", "overlay"})  # allocated means allocated, so no SIGBUS
 
 
 @dataclass(frozen=True)
@@ -57,103 +40,6 @@ class Damage:
 
 _Judged: TypeAlias = "tuple[Segment, int | None, list[tuple[str, int, int | None, int, int]]]"
 #: the segment, the number before its first if known, and (reason, first, last, start, end) of each damaged range
-
-
-class Segment:
-    """One file of records, or the same in memory. `first` and `last`: numbers of its events; `end`: bytes used."""
-
-    def __init__(self, name: str, path: Path | None, size: int = 0) -> None:
-        self.name, self.path, self.size = name, path, size
-        self.first = self.last = self.count = 0
-        self.proven = 0  #: events that were proven when it was adopted
-        self.end = HEAD
-        self.sealed = self.unsafe = False  # unsafe: a sync failed, so nobody knows what of it is on the disk
-        self.touched = time.time()
-        self.map: mmap.mmap | None = None  #: while it is written; in memory: always
-        self.fd = -1
-        self.write_through = False
-
-    @classmethod
-    def create(cls, name: str, folder: Path | None, size: int, epoch: str, before: int) -> Segment:
-        """A new segment with its space allocated. Raises SpoolFull when there is none, SpoolError for other errors."""
-        segment = cls(name, folder / f"{name}.seg" if folder else None, size)
-        try:
-            segment._allocate()
-            segment.put(0, _line(epoch, before))
-        except BaseException as e:  # a signal's too: the next one has the same name
-            segment.discard()
-            if isinstance(e, OSError):
-                raise explain(e, segment.path) from e
-            raise
-        return segment
-
-    def _allocate(self) -> None:
-        if self.path is not None:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.fd, 0, self.size)
-            self.write_through = not mappable(self.path)
-        in_memory = self.path is None or self.write_through
-        self.map = mmap.mmap(-1, self.size) if in_memory else mmap.mmap(self.fd, self.size)
-
-    def put(self, at: int, data: bytes) -> None:
-        if self.write_through and os.pwrite(self.fd, data, at) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.map[at : at + len(data)] = data  # type: ignore[index]
-
-    def seal(self, keep_open: bool) -> None:
-        """No more is appended: the unused space is given back. The mapping goes with its last reader."""
-        self.sealed = True  # first, so that its reader goes on whatever comes next
-        self.touched = time.time()
-        if self.path is not None:
-            self.map = None
-            try:
-                if self.fd >= 0:
-                    os.ftruncate(self.fd, self.end)
-            except OSError:  # then it stays as long as it is; the events are in it all the same
-                pass
-        if not keep_open:
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Closes the descriptor."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def discard(self) -> None:
-        self.let_go()
-        self.map = None
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def read(self) -> bytes:
-        """All of it, as it lies on the disk. Raises OSError."""
-        assert self.path is not None
-        return self.path.read_bytes()
-
-    def __repr__(self) -> str:
-        return f"<Segment {self.name} {self.first}..{self.last}, {self.end} bytes{', sealed' if self.sealed else ''}>"
-
-
-def records(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(start, end, number) of every intact record; what lies between two of them is damaged."""
-    at = HEAD
-    while True:
-        if at + _SIZE <= len(data):
-            mark, length, crc, seq = _UNPACK(data, at)
-            stop = at + _SIZE + length
-            if mark == MARK and length <= FRAME_MAX and stop <= len(data) and _crc(data[at + _SIZE : stop], seq) == crc:
-                yield at, stop, seq
-                at = stop
-                continue
-        at = data.find(MARK, at + 1)
-        if at < 0:
-            return
-
-
-def _crc(frame: bytes, seq: int) -> int:
-    return zlib.crc32(frame, (seq ^ seq >> 32) & 0xFFFFFFFF)
 
 
 class Spool:
@@ -220,7 +106,7 @@ class Spool:
         spool = cls(folder.name, folder)
         try:
             spool._lock(folder)
-            spool._examine(_number(folder / "state", spool.epoch) or 0)  # without it all is sent again, and the store shows it once
+            spool._examine(number_of(folder / "state", spool.epoch) or 0)  # without it all is sent again, and the store shows it once
         except OSError as e:
             spool.let_go()
             raise explain(e, folder) from e
@@ -247,7 +133,7 @@ class Spool:
     def _examine(self, proven: int) -> None:
         """Reads every segment once: what is there, what is proven, what is damaged."""
         assert self.folder is not None
-        heads = sorted(((_number(path, self.epoch), path) for path in self.folder.glob("*.seg")), key=lambda h: (h[0] is None, h))
+        heads = sorted(((number_of(path, self.epoch), path) for path in self.folder.glob("*.seg")), key=lambda h: (h[0] is None, h))
         found = []
         for n, (before, path) in enumerate(heads):
             after = heads[n + 1][0] if n + 1 < len(heads) else None
@@ -322,11 +208,11 @@ class Spool:
 
     def append(self, seq: int, frame: bytes, reserved: bool = False) -> None:
         """Stores one frame. `reserved`: it may use the reserve. Raises SpoolFull or SpoolError, and stores nothing."""
-        segment, size = self.active, _SIZE + len(frame)
+        segment, size = self.active, SIZE + len(frame)
         if segment is None or segment.end + size > segment.size - RESERVE:
             segment = self._segment_for(size, reserved)
         at = segment.end
-        record = _PACK(MARK, len(frame), zlib.crc32(frame, (seq ^ seq >> 32) & 0xFFFFFFFF), seq) + frame
+        record = PACK(MARK, len(frame), crc(frame, seq), seq) + frame
         if segment.write_through:
             try:
                 segment.put(at, record)
@@ -371,7 +257,7 @@ class Spool:
         for segment in list(self._unsynced):
             sealed = segment.sealed
             try:
-                _datasync(segment.fd)
+                datasync(segment.fd)
                 if not self._named:
                     self._named = True
                     self._sync_names()
@@ -429,8 +315,8 @@ class Spool:
             sealed, view, at = segment.sealed, self._view, self._at  # sealed first: then its end is final
             end = segment.end if self._live else len(view)
             while at < end:
-                _, length, _, seq = _UNPACK(view, at)
-                start, stop = at + _SIZE, at + _SIZE + length
+                _, length, _, seq = UNPACK(view, at)
+                start, stop = at + SIZE, at + SIZE + length
                 if seq > last:
                     if frames and (size + length > limit or last <= edge < seq):
                         size = limit
@@ -520,7 +406,7 @@ class Spool:
         new = self.folder / "state.new"
         try:
             with open(new, "wb") as f:
-                f.write(_line(self.epoch, proven))
+                f.write(first_line(self.epoch, proven))
                 if self.durable:
                     f.flush()
                     os.fsync(f.fileno())
@@ -585,51 +471,3 @@ class Spool:
 
     def __repr__(self) -> str:
         return f"<Spool {self.epoch} {self.folder or 'in memory'}: {self.appended} events, proven up to {self.proven} of {self.last}>"
-
-
-def _line(epoch: str, number: int) -> bytes:
-    """The first line of a segment, and the state: a number that belongs to an epoch."""
-    line = f"clawtrail-spool 1 {epoch} {number} "
-    return f"{line}{zlib.crc32(line.encode()):08x}\n".encode()
-
-
-def _number(path: Path, epoch: str) -> int | None:
-    """The number in that line: the one before a segment's first, or up to which it is proven; None when it is damaged."""
-    try:
-        with open(path, "rb") as f:
-            line = f.read(HEAD).partition(b"\n")[0]
-        number = int(line.split()[3])
-        return number if line + b"\n" == _line(epoch, number) else None
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _datasync(fd: int) -> None:
-    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)
-
-
-def mappable(path: Path) -> bool:
-    """Whether a shared mapping is a safe way to write there: on these file systems allocated space cannot run out."""
-    return _mappable(os.stat(path).st_dev)
-
-
-@lru_cache(64)
-def _mappable(device: int) -> bool:
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as f:
-            for line in f:
-                left, _, right = line.partition(" - ")
-                if left.split()[2] == wanted:
-                    return right.split()[0] in _MAPPABLE and hasattr(os, "posix_fallocate")
-    except (OSError, IndexError):
-        pass
-    return False
-
-
-def explain(error: OSError, path: Path | None) -> SpoolError:
-    """The error of a spool that an error of the operating system means."""
-    what = f"spool {path}: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return SpoolFull(f"{what}; expected free space", "disk-full")
-    return SpoolError(what)
