@@ -313,7 +313,7 @@ def test_the_json_of_what_is_plain_does_not_depend_on_who_writes_it(encoder, val
     with mock.patch.object(event, "orjson", event.orjson if encoder == "orjson" else None):
         try:
             out = event._write_plain(whole)
-        except TypeError:  # a lone surrogate in the session: `encode` goes the long way
+        except (TypeError, UnicodeEncodeError):  # a lone surrogate in the session: `encode` goes the long way
             return
     assert out is None or out == event.fit(whole)
 

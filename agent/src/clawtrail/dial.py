@@ -31,14 +31,21 @@ _OPTIONS = (
 )
 
 
+def all_acknowledged(sock: socket.socket) -> bool:
+    """Whether the peer's kernel has all that was sent. Where the system does not tell (only Linux does): True."""
+    try:
+        return not struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)[0]
+    except (AttributeError, OSError):
+        return True
+
+
 def bear(sock: socket.socket, seconds: float) -> None:
     """Gives the peer `seconds`, if its kernel acknowledged everything and its program reads nothing; else DEAD_PEER.
 
     TCP_USER_TIMEOUT alone cannot tell a receiver that pauses from one that is gone.
     """
     try:
-        unacknowledged = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28), 24)[0]
-        patience = DEAD_PEER if unacknowledged else max(seconds, DEAD_PEER)
+        patience = max(seconds, DEAD_PEER) if all_acknowledged(sock) else DEAD_PEER
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patience * 1000))
     except (AttributeError, OSError):  # not Linux; or gone, and the next read says so
         pass

@@ -100,9 +100,8 @@ class Outbox:
                 own.append(seq, frame, reserved)
                 break
             except SpoolFull:  # of the disk: proven segments make way here too
-                with self._room:
-                    if not self._release(float("inf")):
-                        raise
+                if not self._make_way():
+                    raise
         self.last = seq
         now = time.monotonic()
         if now >= self._next_moment:
@@ -117,15 +116,24 @@ class Outbox:
     def _make_room(self, size: int) -> None:
         wanted = size + (self.quota // 8 if self._full else 0)  # full is full until there is room for more than one
         if not self._full or time.monotonic() >= self._next_look:
-            with self._room:
-                while self.used + wanted > self.quota and self._release(float("inf")):
-                    pass
+            while self.used + wanted > self.quota and self._make_way():
+                pass
             self._full = self.used + wanted > self.quota
             self._set_limit()
             self._next_look = time.monotonic() + _RETRY
             if not self._full:
                 return
         raise SpoolFull(f"the spool is full: {self.used} of {self.quota} bytes wait for the receiver", "quota")
+
+    def _make_way(self) -> int:
+        """Deletes one proven segment; how many bytes that frees. Waits for no lock for long: who holds it, in the thread
+        that ships, may run a finalizer that logs, and wait for whoever appends here."""
+        if not self._room.acquire(timeout=_RETRY):
+            return 0
+        try:
+            return self._release(float("inf"))
+        finally:
+            self._room.release()
 
     def _set_limit(self) -> None:
         """`_limit`: what this process may have stored in all when the quota is reached, so that `append` looks at one number."""

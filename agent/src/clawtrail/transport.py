@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .dial import DEAD_PEER, bear, connect, names, peer
+from .dial import DEAD_PEER, all_acknowledged, bear, connect, names, peer
 from .errors import ConfigurationError, TransportError
 
+AFTERWORD = 0.2  #: seconds at most for the end of TCP behind the end of TLS
 log = logging.getLogger("clawtrail.transport")
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  #: of TLS 1.2: AEAD with forward secrecy; all of TLS 1.3's are that
@@ -218,7 +219,7 @@ class Connection:
             while True:
                 try:
                     self._sock.unwrap()
-                    return True
+                    return not self._was_reset(min(deadline, time.monotonic() + AFTERWORD))
                 except ssl.SSLWantReadError:
                     wanted = select.POLLIN
                 except ssl.SSLWantWriteError:
@@ -229,6 +230,14 @@ class Connection:
             return False
         finally:
             self.abort()
+
+    def _was_reset(self, deadline: float) -> bool:
+        """Whether the receiver's kernel threw away what we sent: then its close_notify was no answer, it crossed ours."""
+        while _ready(self, select.POLLIN, deadline) and self._sock.recv(4096):  # after the end of TLS: the end of TCP
+            pass
+        while not all_acknowledged(self._sock) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
     def abort(self) -> None:
         """Closes the descriptor and says nothing to the peer (also right in a forked child)."""
