@@ -19,7 +19,8 @@ from typing import Any, Callable, Iterable, Mapping, NamedTuple
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("agent", "proof", "durability")
 #: Why events are lost, as far as it is known here: a counter that begins with its first loss hides that loss from rate().
-_REASONS = ("quota", "disk-full", "spool-error", "closed")
+_REFUSED = ("quota", "disk-full", "spool-error", "closed")
+_REASONS = {"refused": _REFUSED, "dropped": (*_REFUSED, "spool-damage", "recursion", "unrecordable")}
 _ERROR_MAX = 200  #: characters; a label is no place for a story
 
 
@@ -40,7 +41,7 @@ _FAMILIES = (
     _Family("clawtrail_events_dropped_total", "counter", "dropped", "Accepted events that were discarded, by reason.", by="reason"),
     _Family("clawtrail_events_refused_total", "counter", "refused", "Events that were not accepted, by reason.", by="reason"),
     _Family("clawtrail_events_adopted_total", "counter", "adopted", "Events taken over from the spools of dead processes."),
-    _Family("clawtrail_events_damaged_total", "counter", "damaged", "Events whose record in the spool was found damaged."),
+    _Family("clawtrail_spool_damages_total", "counter", "damaged", "Ranges of a spool that were found damaged."),
     _Family("clawtrail_events_resent_total", "counter", "resent", "Events that were sent once more after a break."),
     _Family("clawtrail_connects_total", "counter", "connects", "Connections that came up."),
     _Family("clawtrail_reconnects_total", "counter", "reconnects", "Connections that came up after one had been lost."),
@@ -97,7 +98,7 @@ def _values(family: _Family, value: Any) -> Iterable[tuple[tuple[tuple[str, str]
     if not family.by:
         return [((), value)]
     if isinstance(value, Mapping):
-        return [(((family.by, str(key)),), n) for key, n in {**dict.fromkeys(_REASONS, 0), **value}.items()]
+        return [(((family.by, str(key)),), n) for key, n in {**dict.fromkeys(_REASONS[family.key], 0), **value}.items()]
     return [(((family.by, str(value or "")[:_ERROR_MAX]),), bool(value))]
 
 

@@ -24,7 +24,7 @@ from .errors import ConfigurationError, EventError, QueueFull, SpoolError, Spool
 from .outbox import Outbox, folder_of
 from .proof import HTTPSWatermark, Watermark
 from .redact import Redactor
-from .shipper import Shipper
+from .shipper import AWAY, Shipper
 from .spool import Damage
 from .transport import TLS, Deadlines, TLSFiles
 
@@ -481,7 +481,8 @@ class Recorder:
         accepted, proven, spooled, unsent, resent, adopted (events that dead processes left): events; `unsent` counts
         those of dead processes too. dropped, refused: events by reason; a refused one raised an error and has no
         number. damaged: ranges of a spool. spool_bytes, accepted_bytes, sent_bytes: bytes. connects, reconnects:
-        connections. `proof`: what "proven" means; `proof_error`: why the watermark service does not answer.
+        connections. `proof`: what "proven" means; `proof_error`: why nothing is
+        proven by it now.
         """
         shipper, outbox = self._shipper, self._outbox
         with self._lock:
@@ -556,7 +557,7 @@ class Recorder:
         life.live.discard(self)
         life.unclosed.discard(self)
         if self.folder is not None and self._shipper.last_error:
-            timeout = min(timeout, 0.25)
+            timeout = min(timeout, AWAY)
         return self._shipper.close(timeout)
 
     def __enter__(self) -> Recorder:

@@ -165,11 +165,10 @@ class Shipper:
             if str(e) != self._complaint:
                 self._complaint = str(e)
                 log.warning("%s: %s", type(e).__name__, e)
-        if not isinstance(self._proof, str):
-            if self.outbox.epochs and not self._asking:
-                self._asking = True
-                if not self._beside(self._ask, self._proof):
-                    self._asking = False
+        if not isinstance(self._proof, str) and self.outbox.epochs and not self._asking:
+            self._asking = True
+            if not self._beside(self._ask, self._proof):
+                self._asking = False
 
     def _beside(self, work: Callable[..., None], *args: object) -> bool:
         """In a thread of its own, because it may take long; the caller sees to it that there is one at a time."""
@@ -188,7 +187,7 @@ class Shipper:
             self.proof_error = ""
         except Exception as e:  # whatever it is, the events go on their way, and stay
             self.proof_error = str(e) if isinstance(e, TransportError) else f"{type(e).__name__}: {e}"
-            time.sleep(random.uniform(0, BACKOFF[0]))
+            time.sleep(random.uniform(0, BACKOFF[0]))  # in a thread of its own: many agents must not ask again at one moment
         finally:
             self._asking = False
 
