@@ -50,7 +50,7 @@ check_disk() {
   local dir=/var/lib/docker need=$DISK_MIN_GB
   if [ "$(engine_state)" = ready ]; then
     dir=$(docker info -f '{{.DockerRootDir}}')
-    ! docker image inspect "clawtrail/openclaw:$OPENCLAW_VERSION" >/dev/null 2>&1 || need=2
+    ! docker image inspect "clawtrail/openclaw:$OPENCLAW_VERSION-$CLAWTRAIL_VERSION" >/dev/null 2>&1 || need=2
   fi
   until [ -d "$dir" ]; do dir=$(dirname "$dir"); done
   DISK_GB=$(df -Pk "$dir" | awk 'NR == 2 {print int($4 / 1048576)}')

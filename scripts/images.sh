@@ -102,12 +102,12 @@ build_own() {
   before=$(own_ids)
   # Not through compose: it writes the project's name into the image, so that each project would make it anew.
   build "clawtrail/agent:$CLAWTRAIL_VERSION" agent --target clawtrail
-  build "clawtrail/openclaw:$OPENCLAW_VERSION" agent --target openclaw --build-arg "NODE_VERSION=$NODE_VERSION" --build-arg "OPENCLAW_VERSION=$OPENCLAW_VERSION"
+  build "clawtrail/openclaw:$OPENCLAW_VERSION-$CLAWTRAIL_VERSION" agent --target openclaw --build-arg "NODE_VERSION=$NODE_VERSION" --build-arg "OPENCLAW_VERSION=$OPENCLAW_VERSION"
   after=$(own_ids)
   [ "$before" = "$after" ] || NEW+=',clawtrail built,openclaw built'
 }
 
-own_ids() { docker image inspect -f '{{.Id}}' "clawtrail/agent:$CLAWTRAIL_VERSION" "clawtrail/openclaw:$OPENCLAW_VERSION" 2>/dev/null || true; }
+own_ids() { docker image inspect -f '{{.Id}}' "clawtrail/agent:$CLAWTRAIL_VERSION" "clawtrail/openclaw:$OPENCLAW_VERSION-$CLAWTRAIL_VERSION" 2>/dev/null || true; }
 
 # Grafana exists only as its official image. GRAFANA_MISSING remembers that we left it out, not the user.
 grafana_image() {

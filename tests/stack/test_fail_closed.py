@@ -71,7 +71,7 @@ def test_openclaw_is_unhealthy_while_our_plugin_is_not_loaded(running: Stack, tm
         folder.chmod(0o755)
     secrets = running.folder / "secrets"
     gateway = running.docker.containers.run(
-        f"clawtrail/openclaw:{running.env['OPENCLAW_VERSION']}",
+        f"clawtrail/openclaw:{running.env['OPENCLAW_VERSION']}-{running.env['CLAWTRAIL_VERSION']}",
         detach=True, read_only=True, network_mode="none", hostname="openclaw", mem_limit="2g",
         environment={k: running.env[k] for k in ("MODEL_BASE_URL", "MODEL_API", "MODEL_NAME")},
         tmpfs={"/tmp": "mode=1777", "/home/node": "uid=1000,gid=1000,mode=700", "/state": "uid=1000,gid=1000,mode=700"},
