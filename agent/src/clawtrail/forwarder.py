@@ -29,6 +29,7 @@ from .adapters.openclaw import OpenClaw
 from .errors import ClawtrailError, EventError, QueueFull, SpoolError
 from .recorder import Recorder
 from .redact import Found
+from .runs import Runs
 
 log = logging.getLogger("clawtrail.forwarder")
 
@@ -67,13 +68,16 @@ class Forwarder:
         path: the unix socket; a stale one is replaced.
         gateway_uid: uid of the gateway process; None: any uid (for a host where only the socket's mode decides).
         main_process: accept only a container's main process.
+        runs: what is open in the gateway, for the model proxy.
     """
 
-    def __init__(self, recorder: Recorder, path: str, gateway_uid: int | None, main_process: bool = True) -> None:
-        self.recorder, self.path = recorder, path
+    def __init__(
+        self, recorder: Recorder, path: str, gateway_uid: int | None, main_process: bool = True, runs: Runs | None = None
+    ) -> None:
+        self.recorder, self.path, self.runs = recorder, path, runs or Runs()
         recorder.health = lambda: {"component": "forwarder", **self.counters}
         self._gateway_uid, self._main_process = gateway_uid, main_process
-        self._openclaw = OpenClaw(recorder)
+        self._openclaw = OpenClaw(recorder, self.runs)
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._last_refusal = 0.0
         self._writers: set[asyncio.StreamWriter] = set()

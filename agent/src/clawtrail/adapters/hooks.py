@@ -83,7 +83,7 @@ def target(event: dict[str, Any], params: dict[str, Any]) -> dict[str, Any] | No
 
 
 def model(event: dict[str, Any]) -> dict[str, Any] | None:
-    return some({"provider": event.get("provider"), "requested": event.get("model"), "call": event.get("callId")})
+    return some({"via": "hook", "provider": event.get("provider"), "requested": event.get("model"), "call": event.get("callId")})
 
 
 def error(value: object) -> dict[str, Any] | None:

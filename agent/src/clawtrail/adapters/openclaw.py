@@ -14,6 +14,7 @@ from ..credentials import matches
 from ..errors import EventError
 from ..recorder import Recorder
 from ..redact import Found
+from ..runs import Runs
 from . import hooks
 
 _REMEMBER = 10_000  #: attempts whose outcome may still come
@@ -24,10 +25,11 @@ _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error",
 
 
 class OpenClaw:
-    """Turns hook records into events of one recorder. Not thread-safe."""
+    """Turns hook records into events of one recorder, and tells `runs` what is open. Not thread-safe."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, runs: Runs | None = None) -> None:
         self._recorder = recorder
+        self._open = runs or Runs()
         self._attempts: OrderedDict[str, str] = OrderedDict()
         self._credentials: OrderedDict[str, list[tuple[str, dict[str, Any]]]] = OrderedDict()
         self._steps: OrderedDict[str, int] = OrderedDict()
@@ -82,6 +84,7 @@ class OpenClaw:
     def take(self, record: dict[str, Any]) -> None:
         """Records what one hook reported. Raises EventError for a record that is none, QueueFull as the recorder does."""
         hook = str(record.get("hook"))
+        self._open.beat()
         if hook in _SAID_ELSEWHERE:
             return
         handle = self._internal if hook.startswith("internal:") else self._hooks.get(hook)
@@ -108,6 +111,8 @@ class OpenClaw:
         _bound(self._runs)
         self._current[str(fields.get("session"))] = str(fields.get("run"))
         _bound(self._current)
+        if fields["run"]:
+            self._open.started(fields["run"], fields["session"], hooks.group(fields["trace"]).get("id"))
 
     def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The host's own diagnostics, which no hook gates: a run that it knows and we do not went past the gate."""
@@ -125,6 +130,7 @@ class OpenClaw:
             "error": hooks.error(event.get("error")),
             "duration_us": hooks.micros(event.get("durationMs")),
         }
+        self._open.ended(str(run))
         success = event.get("success")
         self._record("run.end", "success" if success is True else "failure" if success is False else "unknown", fields)
 
@@ -178,6 +184,7 @@ class OpenClaw:
                                     "also": " ".join(r.id for r in hits[1:])})  # fmt: skip
         attempt = self._record("tool.call", "attempt", fields)
         self._remember(f"call:{tool.get('call_id')}", attempt)
+        self._open.tool_started(str(tool.get("call_id")), tool["name"])
         for rule in hits:
             access = common | {
                 "caused_by": attempt,
@@ -194,6 +201,7 @@ class OpenClaw:
         result = hooks.group(event.get("result"))
         details = hooks.group(result.get("details"))
         tool, error = self._tool(event, ctx), event.get("error")
+        self._open.tool_ended(str(tool.get("call_id")))
         if details.get("mcpServer"):
             tool["server"] = details["mcpServer"]
         outcome = hooks.tool_outcome(error, result, details)
@@ -239,12 +247,16 @@ class OpenClaw:
         fields = self._common(event, ctx)
         fields["model"] = hooks.some({**(hooks.model(event) or {}), **self._inputs.get(str(fields["run"]), {})})
         fields["caused_by"] = self._attempts.get(f"run:{fields.get('run')}")
-        self._remember(f"model:{event.get('callId')}", self._record("model.request", "attempt", fields))
+        asked = self._record("model.request", "attempt", fields)
+        self._remember(f"model:{event.get('callId')}", asked)
+        if span := hooks.group(fields["trace"]).get("span"):
+            self._open.called(span, fields["run"], fields["session"], asked)
 
     def _model_ended(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         asked = self._attempts.pop(f"model:{event.get('callId')}", None)
         if event.get("outcome") == "completed":
             return  # the decision itself comes with before_message_write
+        self._open.came_to_nothing(hooks.text(hooks.group(ctx.get("trace")).get("spanId")))
         fields = self._common(event, ctx) | {
             "caused_by": asked, "model": hooks.model(event), "decision": {"stop": "error"},
             "error": hooks.some({"type": event.get("errorCategory") or "model", "code": event.get("failureKind")}),
@@ -269,7 +281,7 @@ class OpenClaw:
         usage = hooks.group(message.get("usage"))
         fields = self._common(event, ctx) | {
             "content": self._content(hooks.text(message.get("content"))),
-            "model": hooks.some({"provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
+            "model": hooks.some({"via": "hook", "provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
             "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
             "usage": hooks.some({"input": usage.get("input"), "output": usage.get("output"),
                             "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite")}),
