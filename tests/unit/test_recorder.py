@@ -378,7 +378,7 @@ def test_accepted_is_proven_plus_queued_at_every_moment_and_proof_is_never_taken
 def test_ever_new_sessions_do_not_fill_the_memory(receiver, recorder):
     for i in range(2500):
         recorder.record("tool.call", "attempt", session=f"s-{i}", params={"i": i})
-    assert len(recorder._parts) <= 1000
+    assert len(recorder._drafts._parts) <= 1000
     eventually(lambda: len(receiver.raw), 2501, state=recorder.stats)
     assert [m.params["session"] for m in receiver.messages[1:]] == [f"s-{i}" for i in range(2500)]
 

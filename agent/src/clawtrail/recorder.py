@@ -14,13 +14,15 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence, TypeAlias
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from . import __version__, event, life, syslog
 from .action import Action
 from .chain import Chain
 from .dial import endpoints
+from .drafts import Draft, Drafts
 from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
+from .losses import Losses
 from .outbox import Outbox, folder_of
 from .proof import HTTPSWatermark, Watermark
 from .redact import Redactor
@@ -33,7 +35,6 @@ NAME_MAX = 64  #: characters of a certificate's common name, RFC 5280 appendix A
 DURABILITIES = ("disk", "write", "memory")
 POLICIES = ("block", "fail", "drop")
 PROOFS = ("window", "barrier")
-_SEVERITY = {"failure": 4, "denied": 4, "unknown": 5}  # RFC 5424 section 6.2.1; everything else: 6, informational
 _WAIT = 0.05  # seconds between two looks for room
 _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("clawtrail_context", default={})
 _taps: set[Callable[[bytes], None]] = set()  #: called with each line after it was accepted; see `testing.capture`
@@ -64,10 +65,6 @@ class Receipt(NamedTuple):
     epoch: str
     seq: int
     line: bytes
-
-
-#: An event before it has a number: id, moment, what of its line follows `prev`, parts of its frame.
-_Draft: TypeAlias = "tuple[str, str, str, syslog.Parts]"
 
 
 class Recorder:
@@ -155,26 +152,23 @@ class Recorder:
         if agent_version:
             named["version"] = agent_version
         self._identity = f'"agent":{event.dumps(named)},"host":{event.dumps({"name": self._host, "boot": _boot_id()})},'
-        syslog.Header(self._host, agent, "-", "-", facility, sd_id)  # what is none shows now
         self._start()
         life.live.add(self)
 
     def _start(self) -> None:
         self._lock = threading.RLock()
         self._busy = False  # this thread stores an event: whoever comes now came by a signal or a finalizer
-        self._deferred: deque[_Draft] = deque()
+        self._deferred: deque[Draft] = deque()
         self._syncing: dict[int, int] = {}  # thread: up to which number
-        self._newest: _Draft | None = None  # the one that was stored last
+        self._newest: Draft | None = None  # the one that was stored last
         self._pid = os.getpid()
         self._chain = Chain(self._identity)
-        self._parts: dict[tuple[Any, ...], syslog.Parts] = {}  # of the frames, for events alike
+        self._drafts = Drafts(self.redactor, self._host, self._claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
         self._outbox = Outbox(**self._outbox_options)  # type: ignore[arg-type]
         self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick)
         self._closed = False
         self.accepted = self.accepted_bytes = self.damaged = 0
-        self.dropped: dict[str, int] = {}
-        self.refused: dict[str, int] = {}
-        self._losses: dict[str, dict[str, Any]] = {}  # by reason: what is not reported yet
+        self._losses = Losses()
         self._untold: deque[Damage] = deque()  # found, and not reported yet
         self._told = False  # the receiver is told that the spool is full
         self._next_beat = time.monotonic() + self._heartbeat
@@ -212,7 +206,7 @@ class Recorder:
         """As `put`, of a log record: its moment, and the claim as `event.written` gives it, or None."""
         self._put(self._drafted(kind, outcome, fields, _moment(created), claim or self._claim), lossy)
 
-    def _put(self, draft: _Draft, lossy: bool) -> Receipt:
+    def _put(self, draft: Draft, lossy: bool) -> Receipt:
         receipt = self._accept(draft)
         if isinstance(receipt, SpoolError):
             receipt = self._without_room(draft, receipt, lossy)
@@ -262,50 +256,17 @@ class Recorder:
         also as a decorator of a function or coroutine function. What cannot be recorded does not run. See `Action`."""
         return Action(self, name, kind=kind, result=result, **fields)
 
-    def _draft(self, kind: str, outcome: str, fields: dict[str, Any]) -> _Draft:
+    def _draft(self, kind: str, outcome: str, fields: dict[str, Any]) -> Draft:
         moment = event.timestamp() if "time" not in fields else _moment(fields.pop("time"))
         claim = fields.pop("claim", None)
         return self._drafted(kind, outcome, fields, moment, event.written(claim) if claim else self._claim)
 
-    def _drafted(self, kind: str, outcome: str, fields: dict[str, Any], moment: str, claim: str) -> _Draft:
+    def _drafted(self, kind: str, outcome: str, fields: dict[str, Any], moment: str, claim: str) -> Draft:
         if ambient := _context.get():
             fields = {**ambient, **fields}
-        body, tail = event.encode(kind, outcome, fields, self.redactor)
-        return self._finished(body, tail, moment, claim)
+        return self._drafts.make(kind, outcome, fields, moment, claim)
 
-    def _finished(self, body: Mapping[str, Any], tail: str, moment: str, claim: str) -> _Draft:
-        alike = (
-            claim,
-            body["kind"],
-            body["outcome"],
-            body["session"],
-            body["run"],
-            group.get("name") if "tool" in body and type(group := body["tool"]) is dict else None,
-            group.get("name") if "credential" in body and type(group := body["credential"]) is dict else None,
-            group.get("severity") if "log" in body and type(group := body["log"]) is dict else None,
-        )
-        try:
-            parts = self._parts[alike]
-        except (KeyError, TypeError):
-            parts = self._new_parts(body, *alike)
-        return event.uuid7(), moment, tail[1:], parts
-
-    def _new_parts(self, body: Mapping[str, Any], claim: str, kind: str, outcome: str, *named: Any) -> syslog.Parts:
-        *values, level = named
-        params = [("category", body["category"]), ("outcome", outcome)]
-        for key, value in zip(("session", "run", "tool", "credential"), values):
-            if value and isinstance(value, str):
-                params.append((key, value[:255] if key in ("tool", "credential") else value))
-        severity = level if type(level) is int and 0 <= level <= 7 else _SEVERITY.get(outcome, 6)
-        header = syslog.Header(self._host, claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
-        parts = header.parts(severity, kind, tuple(params))
-        if all(value is None or type(value) in (str, int) for value in named):
-            if len(self._parts) >= 1000:  # what repeats is soon back
-                self._parts.clear()
-            self._parts[claim, kind, outcome, *named] = parts
-        return parts
-
-    def _accept(self, draft: _Draft) -> Receipt | SpoolError:
+    def _accept(self, draft: Draft) -> Receipt | SpoolError:
         """Gives the event its number and stores it; the error when it could not be stored."""
         with self._lock:
             if self._busy:
@@ -342,7 +303,7 @@ class Recorder:
         for tap in list(_taps):
             tap(receipt.line)
 
-    def _store(self, draft: _Draft) -> Receipt:
+    def _store(self, draft: Draft) -> Receipt:
         if self._closed:
             raise SpoolFull("the recorder is closed; the event was not accepted", "closed")
         if self._chain.seq == 0:
@@ -359,7 +320,7 @@ class Recorder:
             self._outbox.open(self._chain.epoch)
         self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
 
-    def _append(self, draft: _Draft, reserved: bool = False) -> Receipt:
+    def _append(self, draft: Draft, reserved: bool = False) -> Receipt:
         chain = self._chain
         ident, moment, tail, parts = draft
         line = chain.line(ident, moment, tail)
@@ -377,12 +338,11 @@ class Recorder:
         return Receipt(ident, chain.epoch, seq, line)
 
     def _append_own(self, kind: str, outcome: str = "success", reserved: bool = False, **fields: Any) -> None:
-        body, tail = event.encode(kind, outcome, fields, self.redactor)
-        self._append(self._finished(body, tail, event.timestamp(), self._claim), reserved)
+        self._append(self._drafts.own(kind, outcome, fields), reserved)
 
     # -- without room ------------------------------------------------------------------------------------------
 
-    def _without_room(self, draft: _Draft, error: SpoolError, lossy: bool) -> Receipt:
+    def _without_room(self, draft: Draft, error: SpoolError, lossy: bool) -> Receipt:
         deadline = time.monotonic() + (self.full_timeout if self.when_full == "block" and not _in_event_loop() else 0.0)
         while isinstance(error, SpoolFull) and error.reason != "closed" and (left := deadline - time.monotonic()) > 0:
             self._outbox.wait_for_room(min(left, _WAIT))
@@ -392,7 +352,7 @@ class Recorder:
             error = receipt
         return self._no_room(draft, error, lossy)
 
-    def _no_room(self, draft: _Draft, error: SpoolError, lossy: bool = False) -> Receipt:
+    def _no_room(self, draft: Draft, error: SpoolError, lossy: bool = False) -> Receipt:
         reason = _reason(error)
         with self._lock:
             if self.when_full == "drop" and reason != "closed":
@@ -400,8 +360,8 @@ class Recorder:
             if lossy:
                 self._drop(reason)
             else:
-                self.refused[reason] = self.refused.get(reason, 0) + 1
-                self._note(reason)
+                self._losses.refuse(reason)
+                self._tell()
         if not isinstance(error, SpoolFull):
             raise error
         why = self._shipper.last_error or "connected"
@@ -413,22 +373,16 @@ class Recorder:
             self._drop(reason)
 
     def _drop(self, reason: str) -> int:
-        seq, n = self._chain.seq + 1, self.dropped.get(reason, 0) + 1
+        seq = self._chain.seq + 1
         self._chain.seq = seq  # the gap is what shows it
         self.accepted += 1
-        self.dropped[reason] = n
-        self._note(reason, seq)
+        self._losses.drop(reason, seq)
+        self._tell()
         return seq
 
-    def _note(self, reason: str, seq: int = 0) -> None:
-        now = event.timestamp()
-        loss = self._losses.setdefault(reason, {"n": 0, "reason": reason, "from": now})
-        loss["n"] += 1
-        loss["to"] = now
-        if seq:
-            loss.setdefault("first", seq)
-            loss["last"] = seq
-        if not self._told and not self._closed and not self._busy and self._chain.seq:  # the reserve has room for this one
+    def _tell(self) -> None:
+        """Of the first loss at once, as the reserve has room for one report; of the others when there is room again."""
+        if not self._told and not self._closed and not self._busy and self._chain.seq:
             self._told = self._busy = True
             try:
                 self._report_losses(reserved=True)
@@ -438,10 +392,9 @@ class Recorder:
                 self._busy = False
 
     def _report_losses(self, reserved: bool = False) -> None:
-        for reason, loss in list(self._losses.items()):
-            if loss["n"] > 0:
-                self._append_own("system.drop", "failure", reserved, dropped=loss)
-            del self._losses[reason]
+        for loss in self._losses.untold():
+            self._append_own("system.drop", "failure", reserved, dropped=loss)
+            self._losses.told(loss)
 
     # -- the shipper's thread ----------------------------------------------------------------------------------
 
@@ -450,7 +403,7 @@ class Recorder:
         with self._lock:
             damage = self._outbox.damage
             if lost := sum(one.lost for one in damage if one.epoch == self._chain.epoch):
-                self.dropped["spool-damage"] = self.dropped.get("spool-damage", 0) + lost
+                self._losses.dropped["spool-damage"] = self._losses.dropped.get("spool-damage", 0) + lost
         if now >= self._next_adopt:
             self._next_adopt = now + ADOPT
             damage += self._outbox.adopt()
@@ -470,8 +423,7 @@ class Recorder:
 
     def _own(self, kind: str, outcome: str = "success", **fields: Any) -> bool:
         """An event about the trail itself: never waits. False: there is no room for it now."""
-        body, tail = event.encode(kind, outcome, fields, self.redactor)
-        return isinstance(self._accept(self._finished(body, tail, event.timestamp(), self._claim)), Receipt)
+        return isinstance(self._accept(self._drafts.own(kind, outcome, fields)), Receipt)
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -496,8 +448,8 @@ class Recorder:
                 "proven": proven,
                 "spooled": appended - proven,
                 "unsent": outbox.unsent,
-                "dropped": dict(self.dropped),
-                "refused": dict(self.refused),
+                "dropped": dict(self._losses.dropped),
+                "refused": dict(self._losses.refused),
                 "adopted": outbox.adopted,
                 "damaged": self.damaged,
                 "resent": shipper.resent,
