@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import urllib.request
@@ -15,7 +16,8 @@ from typing import Any, Callable, Sequence
 
 from . import __version__
 from .errors import ClawtrailError, ConfigurationError, StoreError
-from .recorder import DURABILITIES, Recorder
+from .recorder import DURABILITIES, POLICIES, Recorder
+from .settings import size
 from .store import Entry, Loki, as_json, duration
 from .transport import TLSFiles
 
@@ -152,6 +154,34 @@ def _record(o: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
+def _pipe(o: argparse.Namespace) -> int:
+    from .adapters.scribe import Scribe
+    from .pipe import Pipe, trace
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if "CLAWTRAIL_LOG" not in os.environ:
+        logging.getLogger("clawtrail").setLevel(logging.WARNING)  # standard error is for the lines that are not recorded
+    fields = {"session": o.session, "run": o.run_id, "trace": trace()}
+    options: dict[str, Any] = {"when_full": o.when_full, "quota": size("quota", o.quota), "proof": o.proof, "agent_type": o.agent_type}
+    recorder = _recorder(o, **options)
+    lost = False
+    try:
+        pipe = Pipe(
+            Scribe(recorder), text=o.text, fields={k: v for k, v in fields.items() if v}, answers=sys.stdout if o.ack else None, errors=sys.stderr
+        )
+        pipe.run(sys.stdin.buffer)
+    finally:
+        if not recorder.close(10):
+            state = recorder.stats()
+            lost = recorder.folder is None
+            where = "lost: there is no spool" if lost else "in the spool, for the next process of this agent"
+            waits = state["spooled"] or state["unsent"]
+            print(f"[{'x' if lost else '+'}] {waits} events are not proven to have arrived ({state['last_error']}); they are {where}", file=sys.stderr)
+    if pipe.bad or pipe.refused:
+        print(f"[x] {pipe.bad + pipe.refused} of {pipe.accepted + pipe.bad + pipe.refused} lines are not recorded", file=sys.stderr)
+    return 1 if pipe.bad or pipe.refused or lost else 0
+
+
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit():
@@ -216,6 +246,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--until", metavar="KIND", default="", help="wait until an event of this kind is there")
     sub.add_argument("--wait", type=float, default=0.0, metavar="SECONDS")
     sub.add_argument("--loki", default=loki)
+    sub = command("pipe", _pipe, "record the lines of standard input: an event in JSON each, or text")
+    sender(sub, "operator", "write")
+    sub.add_argument("--text", action="store_true", help="each line is a text, whatever it looks like")
+    sub.add_argument("--ack", action="store_true", help="answer each line on standard output when it is accepted, or why it is not")
+    sub.add_argument("--session", default=environment("CLAWTRAIL_SESSION"), help="of every event that names none ($CLAWTRAIL_SESSION)")
+    sub.add_argument("--run", dest="run_id", default=environment("CLAWTRAIL_RUN"), help="of every event that names none ($CLAWTRAIL_RUN)")
+    sub.add_argument("--agent-type", default="pipe")
+    sub.add_argument("--when-full", default="block", choices=POLICIES, help="with a full spool: wait 5 s and refuse, refuse, or drop")
+    sub.add_argument("--quota", default="256 MiB", metavar="SIZE", help="of the spool at most (default: %(default)s)")
+    sub.add_argument("--proof", default="window", help="window, barrier, or the https URL of a watermark service")
     sub = command("record", _record, "record JSON lines from standard input")
     sender(sub, "operator", "memory")
     return parser
