@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import ssl
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, settings
 
-from clawtrail import Recorder, shipper
+from clawtrail import Recorder, TLSSysLogHandler, shipper
 from clawtrail.pki import Authority, pem, write
 from receiver import PlainListener, Receiver
 
@@ -122,3 +123,48 @@ def plain_listener():
     yield make
     for listener in made:
         listener.close()
+
+
+@pytest.fixture
+def make_handler(receiver, pki):
+    made = []
+
+    def make(cls=TLSSysLogHandler, **given):
+        given = {"address": list(receiver.address), "tls": str(pki.client), "agent": "agent-1"} | given
+        made.append(cls(**{k: v for k, v in given.items() if v is not ...}))
+        return made[-1]
+
+    yield make
+    for handler in made:
+        handler.recorder.close(0.05)  # what a test wants delivered, it has waited for
+        handler.close()
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """What `handleError` is given, in place of a traceback on standard error."""
+    failed = []
+    monkeypatch.setattr(TLSSysLogHandler, "handleError", lambda self, record: failed.append(record))
+    return failed
+
+
+@pytest.fixture
+def log(make_handler):
+    logger = logging.getLogger("app.audit")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    handler = make_handler()
+    logger.addHandler(handler)
+    yield logger
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def restore_logging():
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in before[0]:
+            handler.close()
+    root.handlers[:], root.level = before[0], before[1]

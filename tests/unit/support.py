@@ -25,6 +25,16 @@ def eventually(probe: Callable[[], Any], expected: Any = None, within: float = W
         time.sleep(0.01)
 
 
+def arrived(receiver: Any, n: int) -> list[dict[str, Any]]:
+    """The first n events that are not the recorder's own."""
+
+    def events() -> list[dict[str, Any]]:
+        return [e for e in receiver.events() if not e["kind"].startswith("system.")]
+
+    eventually(lambda: len(events()) >= n, state=events)
+    return events()
+
+
 _WORD = string.ascii_letters + string.digits
 
 
