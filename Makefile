@@ -4,12 +4,13 @@
 # What the caller typed reaches the scripts through the environment, untouched by make's own `$`.
 override Q := $(value Q)
 override ARGS := $(value ARGS)
-export Q ARGS SINCE S TAIL YES ENV_FILE REGISTRY
+override REASON := $(value REASON)
+export Q ARGS FOR REASON SINCE S TAIL YES ENV_FILE REGISTRY
 
-.PHONY: help up demo query status logs password down clean test bench
+.PHONY: help up demo query status logs password break-glass close-glass down clean test bench
 
 help: ## this list
-	@awk -F ' *## *' '/^[a-z]+:.*## / {split($$1, target, ":"); printf "make %-10s %s\n", target[1], $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ' *## *' '/^[a-z-]+:.*## / {split($$1, target, ":"); printf "make %-12s %s\n", target[1], $$2}' $(firstword $(MAKEFILE_LIST))
 
 up: ## start everything, and prove it with one event (again: changes nothing)
 	@scripts/up.sh
@@ -28,6 +29,12 @@ logs: ## what the containers say: make logs S=syslog-ng
 
 password: ## Grafana's password (user admin)
 	@scripts/stack.sh password
+
+break-glass: ## let actions run unrecorded for a while: make break-glass FOR=15m REASON='…'; it alarms
+	@scripts/stack.sh break-glass
+
+close-glass: ## end that before its time
+	@scripts/stack.sh close-glass
 
 down: ## stop and remove the containers; data stays
 	@scripts/stack.sh down

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one does with a stack that is there: stack.sh down|clean|status|logs|password|query
+# What one does with a stack that is there: stack.sh down|clean|status|logs|password|query|break-glass|close-glass
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 . scripts/engine.sh
@@ -89,7 +89,18 @@ query() {
   compose run --rm -T operator clawtrail query --since "${SINCE:-1h}" -- "$Q" </dev/null || exit
 }
 
-case ${1:-} in down|clean|status|logs|password|query) ;; *) echo "usage: $0 down|clean|status|logs|password|query" >&2; exit 2 ;; esac
+# Whoever may give the engine orders may do this; the forwarder takes it from a process that the engine started, and from nobody else.
+break-glass() {
+  [ -n "${FOR:-}" ] && [ -n "${REASON:-}" ] || fail Break-glass 'nothing was opened' "FOR=${FOR:-} REASON=${REASON:-}" 'a time and a reason' \
+    "make break-glass FOR=15m REASON='why actions must run unrecorded'"
+  compose exec -T forwarder clawtrail break-glass --for "$FOR" --reason "$REASON" --by "${SUDO_USER:-${USER:-$(id -un)}}" </dev/null || exit
+}
+
+close-glass() {
+  compose exec -T forwarder clawtrail break-glass --close --by "${SUDO_USER:-${USER:-$(id -un)}}" </dev/null || exit
+}
+
+case ${1:-} in down|clean|status|logs|password|query|break-glass|close-glass) ;; *) echo "usage: $0 down|clean|status|logs|password|query|break-glass|close-glass" >&2; exit 2 ;; esac
 load_env
 [ "$(engine_state)" != denied ] || use_sudo
 [ "$(engine_state)" = ready ] || fail "$1" 'the Docker engine does not answer' "$(engine_state)" 'a running engine' 'make up'

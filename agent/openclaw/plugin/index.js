@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
 import { onInternalDiagnosticEvent } from "openclaw/plugin-sdk/diagnostic-runtime";
-import { BulkLane, GateLane } from "./lanes.js";
+import { BulkLane, GateLane, Refused } from "./lanes.js";
 import { record } from "./records.js";
 
 const { version } = JSON.parse(readFileSync(new URL("./package.json", import.meta.url), "utf8"));
@@ -52,7 +52,9 @@ export default definePluginEntry({
   description: "Puts every action on the record before it takes effect: no record, no action.",
   register(api) {
     refuseAgentExec();
-    const { socket = "/run/clawtrail/audit.sock", acceptTimeoutMs = 2000, heartbeatMs = 10000 } = api.pluginConfig ?? {};
+    const { socket = "/run/clawtrail/audit.sock", acceptTimeoutMs: atLeastMs = 2000, heartbeatMs = 10000 } = api.pluginConfig ?? {};
+    // The forwarder says no at its deadline, in words for the user: the same key of .env for both, and a second for the way.
+    const acceptTimeoutMs = Math.max(atLeastMs, (Number(process.env.GATE_DEADLINE) || 3) * 1000 + 1000);
     const { gate, bulk } = lanesFor(socket);
     const generation = ++shared.generation;
 
@@ -71,9 +73,8 @@ export default definePluginEntry({
         try {
           await gate.send(record(hook, event, ctx), acceptTimeoutMs);
         } catch (error) {
-          const reason = `clawtrail: ${hook} not accepted at ${error.message}; no record, no action`;
-          api.logger.error(reason);
-          return blocked(reason);
+          api.logger.error(`clawtrail: ${hook} not accepted at ${error.message}; no record, no action`);
+          return blocked(`${inWords(error)} (no record, no action)`);
         }
       }, { priority: 1000, timeoutMs: acceptTimeoutMs + 3000 }); // first: what another plugin blocks is an attempt too
     }
@@ -141,6 +142,13 @@ export default definePluginEntry({
     });
   },
 });
+
+/** Why an action was refused, for the person who uses the agent: the forwarder's own words, or that it does not answer. */
+function inWords(error) {
+  if (error.cause instanceof Refused) return error.cause.message;
+  return "This action was not carried out: the audit recorder does not answer, and what cannot be recorded is not done. "
+    + "Nothing is wrong with the request. Try again in a moment; if it goes on, tell whoever operates this agent.";
+}
 
 // `openclaw agent exec` loads plugins but runs no typed hooks: nothing it does could be recorded.
 function refuseAgentExec() {

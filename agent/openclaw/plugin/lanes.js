@@ -31,8 +31,8 @@ class Connection {
     return this.#socket !== null;
   }
 
-  /** Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). */
-  async exchange(line, deadline) {
+  /** Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). `gate`: an action waits. */
+  async exchange(line, deadline, gate = false) {
     const socket = await this.#open(deadline);
     const n = ++this.#n;
     await new Promise((resolve, reject) => {
@@ -42,7 +42,7 @@ class Connection {
         resolve: () => (clearTimeout(timer), resolve()),
         reject: (error) => (clearTimeout(timer), reject(error)),
       });
-      socket.write(`{"n":${n},${line.slice(1)}\n`);
+      socket.write(`{"n":${n},${gate ? '"gate":true,' : ""}${line.slice(1)}\n`);
     });
   }
 
@@ -126,7 +126,7 @@ export class GateLane {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       try {
-        await this.#connection.exchange(line, deadline);
+        await this.#connection.exchange(line, deadline, true);
         this.accepted++;
         return;
       } catch (error) {

@@ -64,10 +64,12 @@ def _password(o: argparse.Namespace) -> int:
 
 def _forwarder(o: argparse.Namespace) -> int:
     from .forwarder import Forwarder
+    from .gates import Gates
 
+    gates = Gates.parse(o.gates, o.gate_deadline, o.proof)
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
-    with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key) as recorder:
-        asyncio.run(Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process).serve())
+    with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof) as recorder:
+        asyncio.run(Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, gates=gates).serve())
     return 0
 
 
@@ -86,6 +88,21 @@ def _health(o: argparse.Namespace) -> int:
     print(json.dumps(state))
     if not state["connected"]:
         return _fail(f"no connection to the receiver: {state['last_error'] or 'not tried yet'}", 1)
+    return 0
+
+
+def _break_glass(o: argparse.Namespace) -> int:
+    from .forwarder import ask
+    from .settings import duration as seconds
+
+    if o.close == bool(o.time):
+        raise ConfigurationError("break-glass: expected either --for TIME with --reason TEXT, or --close")
+    if o.close:
+        ask(o.socket, {"close": {"by": o.by}})
+        print("the gates are closed; what ran meanwhile and is not on record, if anything, is reported by a system.drop event")
+        return 0
+    state = ask(o.socket, {"open": {"seconds": seconds("--for", o.time), "reason": o.reason, "by": o.by}})
+    print(f"the gates stand open until {state['gate_open']}: actions run whether or not they are recorded")
     return 0
 
 
@@ -226,6 +243,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--fingerprint-key", type=Path, metavar="FILE", help="hex; the key of the fingerprints of redacted secrets")
     sub.add_argument("--gateway-uid", type=int, help="accept only peers of this uid")
     sub.add_argument("--any-process", action="store_true", help="accept every process of that uid, not a container's main process alone")
+
+    sub.add_argument("--proof", default="window", help="what proves that an event arrived: window, barrier, or a watermark service's https URL")
+    sub.add_argument("--gates", default="spooled", metavar="LEVELS",
+                     help="how far an event comes before its action runs: off, spooled, sent or stored, also as tool:sent,credential:stored")  # fmt: skip
+    sub.add_argument("--gate-deadline", default="3", metavar="SECONDS", help="after which an action is refused (default: %(default)s)")
+
+    sub = command("break-glass", _break_glass, "let actions run for a stated time whether or not they are recorded; on record itself")
+    sub.add_argument("--socket", default="/run/clawtrail/audit.sock")
+    sub.add_argument("--for", dest="time", metavar="TIME", default="", help="for example 15m; at most 24h")
+    sub.add_argument("--reason", default="")
+    sub.add_argument("--by", default="", help="who opens")
+    sub.add_argument("--close", action="store_true", help="close at once")
 
     sub = command("health", _health, "ask the forwarder, or an address, whether it works")
     sub.add_argument("--socket", default="/run/clawtrail/audit.sock")

@@ -1,12 +1,13 @@
-"""The sidecar: takes records from the agent's gateway over one unix socket, acknowledges each after it is accepted.
+"""The sidecar: takes records from the agent's gateway over one unix socket, acknowledges each when it has come far enough.
 
 Protocol: JSON lines. `{"n": 7, "rid": "…", "hook": "…", "at": "…", "event": {…}, "ctx": {…}}` is answered by
-`{"ack": 7}` when its events are in the spool, as durably as the recorder is told to, or by `{"ack": 7, "ok": false, "error": "…", "retry": false}` when it was not accepted. `{"n": 8, "ping": true}` is
-answered and not recorded; `{"n": 9, "status": true}` is answered with the counters.
+`{"ack": 7}` when its events are in the spool, as durably as the recorder is told to, or by `{"ack": 7, "ok": false,
+"error": "…", "retry": false}` when it was not accepted. With `"gate": true` an action waits for the answer: it comes when
+the events have reached the level of their gate, or as a refusal, in words for the person who uses the agent, at the
+gate's deadline. Answers come as each is ready, in any order. `{"n": 8, "ping": true}` is answered and not recorded.
 
-What the agent starts runs under the gateway's uid and could write to the socket itself. The kernel names the peer's
-process (SO_PEERCRED); only what the engine starts in a container, its main process above all, has no parent in the
-shared process namespace, and nothing that an agent starts can get rid of its own. So that process is heard, and anyone else is refused, recorded and flagged.
+Who is heard is decided in `peers`. An operator's process is answered `{"n": 9, "status": true}` with the counters, and
+may open and close the gates: `{"n": 1, "open": {"seconds": 900, "reason": "…", "by": "…"}}`, `{"n": 2, "close": {"by": "…"}}`.
 """
 
 from __future__ import annotations
@@ -17,47 +18,30 @@ import logging
 import os
 import signal
 import socket
-import struct
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .adapters.openclaw import OpenClaw
+from .adapters.openclaw import OpenClaw, Recorded
 from .errors import ClawtrailError, EventError, QueueFull, SpoolError
-from .recorder import Recorder
+from .event import KINDS
+from .gatekeeper import Gatekeeper
+from .gates import Gates, without_room
+from .lines import LINE_MAX, STAYS, Hear, Lines
+from .peers import Admission, Peer
+from .recorder import Receipt, Recorder
 from .redact import Found
 from .runs import Runs
 
 log = logging.getLogger("clawtrail.forwarder")
 
-LINE_MAX = 1 << 20  #: bytes of one record
-REFUSED_STAYS = 0.5  #: seconds at most between a refusal and the end of the connection
 _REMEMBER = 20_000  #: record ids kept, so that a record that is sent again is recorded once
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Who connected, as the kernel tells. pid 0: the process is outside of our process namespace."""
-
-    pid: int
-    uid: int
-
-    @classmethod
-    def of(cls, sock: socket.socket) -> Peer:
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return cls(pid, uid)
-
-    @property
-    def parent(self) -> int | None:
-        """The parent's pid, 0 for a container's main process, None when the process is gone."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except OSError:
-            return None
-        return int(stat.rpartition(")")[2].split()[1])
+_HELD_MAX = 1000  #: actions that wait for more than the spool
+_LINGERING_MAX = 64  #: connections of refused peers that are still open
+#: Hook → category of the action that it announces.
+_GATED = {"before_tool_call": "tool", "before_agent_run": "session", "before_install": "config", "message_sending": "message",
+          "reply_payload_sending": "message"}  # fmt: skip
 
 
 class Forwarder:
@@ -66,72 +50,82 @@ class Forwarder:
     Args:
         recorder: where accepted records go.
         path: the unix socket; a stale one is replaced.
-        gateway_uid: uid of the gateway process; None: any uid (for a host where only the socket's mode decides).
-        main_process: accept only a container's main process.
+        gateway_uid, main_process: see `peers.Admission`.
+        gates: how far an event must have come before its action runs.
         runs: what is open in the gateway, for the model proxy.
     """
 
     def __init__(
-        self, recorder: Recorder, path: str, gateway_uid: int | None, main_process: bool = True, runs: Runs | None = None
+        self,
+        recorder: Recorder,
+        path: str,
+        gateway_uid: int | None,
+        main_process: bool = True,
+        gates: Gates = Gates(),
+        runs: Runs | None = None,
     ) -> None:
         self.recorder, self.path, self.runs = recorder, path, runs or Runs()
-        recorder.health = lambda: {"component": "forwarder", **self.counters}
-        self._gateway_uid, self._main_process = gateway_uid, main_process
+        self.gatekeeper = Gatekeeper(recorder, gates)
+        recorder.health = lambda: {"component": "forwarder", **self._counted()}
+        self._admission = Admission(gateway_uid, main_process)
         self._openclaw = OpenClaw(recorder, self.runs)
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._seen: OrderedDict[str, Receipt | None] = OrderedDict()
+        self._accepted: list[tuple[Lines, Any, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
+        self._held: set[asyncio.Task[None]] = set()
+        self._connections: set[Lines] = set()
+        self._lingering: set[Lines] = set()
         self._last_refusal = 0.0
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "repeated": 0}
+        self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "repeated": 0, "ungated": 0}
+
+    def _counted(self) -> dict[str, Any]:
+        return {**self.counters, "gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
+
+    # -- serving -----------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """Listens, heartbeats, and returns after SIGTERM or SIGINT; every accepted record is handed to the recorder by then."""
         stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
+            self._loop.add_signal_handler(number, stopped.set)
         with suppress(FileNotFoundError):
             os.unlink(self.path)
-        server = await asyncio.start_unix_server(self._connection, self.path, limit=LINE_MAX)
+        server = await self._loop.create_unix_server(lambda: Lines(self._made, self._endless, self._lost), self.path)
         os.chmod(self.path, 0o666)  # who may speak is decided by process, not by file mode
-        log.info("listening on %s", self.path)
+        log.info("listening on %s; gates %s, %g s", self.path, self.gatekeeper.gates, self.gatekeeper.gates.deadline)
         self.recorder.beat()
+        ticking = asyncio.create_task(self._tick())
         await stopped.wait()
+        ticking.cancel()
         server.close()
-        for writer in self._writers:
-            writer.close()
+        for connection in list(self._connections):
+            connection.end()
         with suppress(FileNotFoundError):
             os.unlink(self.path)
 
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = Peer.of(writer.get_extra_info("socket"))
-        self._writers.add(writer)
-        try:
-            if peer.uid == os.getuid() and peer.pid and peer.parent == 0:
-                await self._answer(reader, writer, self._status)
-                return
-            if why := self._refusal(peer):
-                self._refused(peer, why)
-                writer.write(_line({"ack": None, "ok": False, "error": f"refused: {why}"}))
-                with suppress(TimeoutError):  # it may still be writing, and would meet an end in place of the answer
-                    await asyncio.wait_for(reader.read(LINE_MAX), REFUSED_STAYS)
-                return
-            self.counters["connections"] += 1
-            log.info("gateway connected: pid %d", peer.pid)
-            await self._answer(reader, writer, self._take)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            self._writers.discard(writer)
-            writer.close()
+    async def _tick(self) -> None:
+        while True:
+            self.gatekeeper.break_glass.tick()
+            await asyncio.sleep(1.0)
 
-    def _refusal(self, peer: Peer) -> str | None:
-        if peer.pid == 0:
-            return "the process is not visible; expected a peer in the same process namespace"
-        if self._gateway_uid is not None and peer.uid != self._gateway_uid:
-            return f"uid {peer.uid}; expected the gateway's uid {self._gateway_uid}"
-        if self._main_process and (parent := peer.parent) != 0:
-            return f"process {peer.pid} was started by process {parent}; expected the gateway itself"
-        return None
+    def _made(self, connection: Lines) -> Hear | None:
+        peer = Peer.of(connection.transport.get_extra_info("socket"))
+        self._connections.add(connection)
+        if self._admission.operator(peer):
+            return self._operator
+        if why := self._admission.refusal(peer):
+            self._refused(peer, why)
+            connection.transport.write(_line({"ack": None, "ok": False, "error": f"refused: {why}"}))
+            self._lingering.add(connection)
+            connection.end(STAYS if len(self._lingering) <= _LINGERING_MAX else 0.0)
+            return None
+        self.counters["connections"] += 1
+        log.info("gateway connected: pid %d", peer.pid)
+        return self._take
+
+    def _lost(self, connection: Lines) -> None:
+        self._connections.discard(connection)
+        self._lingering.discard(connection)
 
     def _refused(self, peer: Peer, why: str) -> None:
         self.counters["refused"] += 1
@@ -145,67 +139,104 @@ class Forwarder:
                 "policy.decision",
                 "denied",
                 policy={"engine": "clawtrail", "rule": "gateway-only", "verdict": "deny", "reason": why},
+                target={"type": "process", "id": peer.command} if peer.command else None,
                 flag={"rule": "trail.tamper", "severity": "critical", "technique": "T1562.001"},
                 health={"refused": self.counters["refused"]},
             )
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Any) -> None:
-        while True:
-            try:
-                raw = await reader.readuntil(b"\n")
-            except asyncio.LimitOverrunError:
-                writer.write(_line(self._reject(None, f"a record of more than {LINE_MAX} bytes")))
-                return
-            answer = handle(raw)
-            if error := await self._unsynced(answer):
-                answer = error
-            writer.write(_line(answer))
-            await writer.drain()
+    # -- records -----------------------------------------------------------------------------------------------
 
-    async def _unsynced(self, answer: dict[str, Any]) -> dict[str, Any] | None:
-        """An acknowledgement waits until what it stands for is on the disk; the refusal when it does not get there."""
-        if answer.get("ok") is False:
-            return None
-        try:
-            await self.recorder.async_sync()
-        except SpoolError as e:
-            return self._reject(answer.get("ack"), str(e), retry=True)
-        return None
-
-    def _take(self, raw: bytes) -> dict[str, Any]:
-        n = None
+    def _take(self, connection: Lines, raw: bytes) -> bytes | None:
+        """Records what one line says. Its answer, or None when that has to wait."""
+        n, gate = None, False
         try:
             record = _object(raw)
-            n = record.get("n")
+            n, gate = record.get("n"), record.get("gate") is True
             if record.get("ping"):
-                return {"ack": n}
+                return _ack(n)
             rid = record.get("rid")
             if isinstance(rid, str) and rid in self._seen:
                 self.counters["repeated"] += 1
-                return {"ack": n}
-            if "hook" in record:
-                self._openclaw.take(record)
-            else:
-                self._direct(record)
+                return self._acknowledge(connection, n, gate, [], self._seen[rid])
+            recorded = self._openclaw.take(record) if "hook" in record else self._direct(record)
+            last = recorded[-1].receipt if recorded else None
             if isinstance(rid, str):
-                self._seen[rid] = None
+                self._seen[rid] = last and last._replace(line=last.line[:1])  # its number is what may be waited for again
                 if len(self._seen) > _REMEMBER:
                     self._seen.popitem(last=False)
+            self.counters["acknowledged"] += 1
+            return self._acknowledge(connection, n, gate, recorded, last)
         except (QueueFull, SpoolError) as e:
-            return self._reject(n, str(e), retry=True)
+            if gate and self._passes(record):
+                return _ack(n)
+            return self._reject(n, without_room(str(e)) if gate else str(e), retry=True)
         except ClawtrailError as e:
             return self._reject(n, str(e), raw=raw)
         except Exception as e:  # a record that breaks the mapping is refused, so a gate stays closed
             log.exception("record not understood")
             return self._reject(n, f"{type(e).__name__}: {e}", raw=raw)
-        self.counters["acknowledged"] += 1
-        return {"ack": n}
 
-    def _direct(self, record: dict[str, Any]) -> None:
-        fields = {k: v for k, v in record.items() if k not in ("n", "rid", "kind", "outcome", "at")}
-        self.recorder.record(str(record.get("kind")), record.get("outcome", "success"), **fields)
+    def _passes(self, record: dict[str, Any]) -> bool:
+        """Whether an action may run though there was no room for its event; the recorder reports what it refused."""
+        if self.gatekeeper.level([_GATED.get(str(record.get("hook"))) or KINDS.get(str(record.get("kind")), "tool")]) != "off":
+            return False
+        self.counters["ungated"] += 1
+        self.gatekeeper.break_glass.pass_by(accepted=False)
+        return True
 
-    def _reject(self, n: Any, why: str, raw: bytes = b"", retry: bool = False) -> dict[str, Any]:
+    def _direct(self, record: dict[str, Any]) -> list[Recorded]:
+        kind = str(record.get("kind"))
+        fields = {k: v for k, v in record.items() if k not in ("n", "rid", "gate", "kind", "outcome", "at")}
+        return [Recorded(kind, fields, self.recorder.record(kind, record.get("outcome", "success"), **fields))]
+
+    def _acknowledge(self, connection: Lines, n: Any, gate: bool, recorded: list[Recorded], last: Receipt | None) -> bytes | None:
+        level = self.gatekeeper.level(KINDS[one.kind] for one in recorded) if gate else "spooled"
+        if level == "off":
+            self.gatekeeper.break_glass.pass_by(accepted=True)
+        if last is None or level == "off" or (level == "spooled" and self.recorder.durability != "disk"):
+            return _ack(n)
+        if level == "spooled":
+            if not self._accepted:
+                self._loop.call_soon(self._commit)
+            self._accepted.append((connection, n, recorded if gate else []))
+            return None
+        if len(self._held) >= _HELD_MAX:
+            return self._reject(n, without_room(f"{_HELD_MAX} other actions wait"), retry=True)
+        task = self._loop.create_task(self._hold(connection, n, level, recorded, last))
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+        return None
+
+    def _commit(self) -> None:
+        """One sync for all that came since the last look, whoever sent it."""
+        batch, self._accepted = self._accepted, []
+        late = self._loop.call_later(self.gatekeeper.gates.deadline, lambda: answer(TimeoutError()))
+
+        def answer(error: Exception | None) -> None:
+            nonlocal batch
+            late.cancel()
+            answered, batch = batch, []
+            lines: dict[Lines, list[bytes]] = {}
+            for connection, n, recorded in answered:
+                lines.setdefault(connection, []).append(_ack(n) if error is None else self._unsynced(n, recorded, error))
+            for connection, answers in lines.items():
+                connection.answer(b"".join(answers), len(answers))
+
+        self.recorder.on_disk(answer)
+
+    def _unsynced(self, n: Any, recorded: list[Recorded], error: Exception) -> bytes:
+        """The event is in the spool and will be sent; only that it is on the disk cannot be said."""
+        trouble = str(error) or "the disk does not answer"
+        why = self.gatekeeper.refuse("spooled", trouble, recorded[0].receipt.id, recorded[0].fields) if recorded else trouble
+        return self._reject(n, why, retry=True)
+
+    async def _hold(self, connection: Lines, n: Any, level: str, recorded: list[Recorded], last: Receipt) -> None:
+        """Answers when the events have come far enough, or at the deadline."""
+        attempt, fields = (recorded[0].receipt.id, recorded[0].fields) if recorded else (last.id, {})
+        why = await self.gatekeeper.refusal(level, last, attempt, fields)
+        connection.answer(_ack(n) if why is None else self._reject(n, why, retry=True), 1)
+
+    def _reject(self, n: Any, why: str, raw: bytes = b"", retry: bool = False) -> bytes:
         """Says no. What will never be accepted is on record all the same, with its beginning and the reason."""
         self.counters["rejected"] += 1
         log.warning("rejected: %s", why)
@@ -219,10 +250,26 @@ class Forwarder:
                     error={"type": "rejected", "message": why},
                     content={"size": len(raw), "excerpt": excerpt},
                 )
-        return {"ack": n, "ok": False, "error": why, "retry": retry}
+        return _line({"ack": n, "ok": False, "error": why, "retry": retry})
 
-    def _status(self, raw: bytes) -> dict[str, Any]:
-        return {"ack": _object(raw).get("n"), **self.recorder.stats(), **self.counters}
+    def _endless(self) -> bytes:
+        return self._reject(None, f"a record of more than {LINE_MAX} bytes")
+
+    # -- the operator ------------------------------------------------------------------------------------------
+
+    def _operator(self, connection: Lines, raw: bytes) -> bytes:
+        try:
+            asked = _object(raw)
+            opening, closing = asked.get("open"), asked.get("close")
+            if isinstance(opening, dict):
+                state = self.gatekeeper.break_glass.start(opening.get("seconds", 0), opening.get("reason", ""), str(opening.get("by", "")))
+            elif isinstance(closing, dict):
+                state = self.gatekeeper.break_glass.stop(str(closing.get("by", "")))
+            else:
+                state = {**self.recorder.stats(), **self._counted(), "gates": str(self.gatekeeper.gates)}
+        except EventError as e:
+            return _line({"ack": None, "ok": False, "error": str(e)})
+        return _line({"ack": asked.get("n"), **state})
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -235,17 +282,29 @@ def _object(raw: bytes) -> dict[str, Any]:
     return record
 
 
+def _ack(n: Any) -> bytes:
+    return b'{"ack": %d}\n' % n if type(n) is int else _line({"ack": n})
+
+
 def _line(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 
-def status(path: str, timeout: float = 3.0) -> dict[str, Any]:
-    """The forwarder's counters, asked over its socket by a process of its own uid. Raises OSError when it does not answer."""
+def ask(path: str, question: dict[str, Any], timeout: float = 3.0) -> dict[str, Any]:
+    """What the forwarder answers a process of its own uid. Raises OSError when it does not answer, or says no."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout)
         sock.connect(path)
-        sock.sendall(b'{"n":1,"status":true}\n')
+        sock.sendall(_line({"n": 1, **question}))
         answer: dict[str, Any] = json.loads(sock.makefile("rb").readline() or b"{}")
-    if answer.get("ok") is False or "accepted" not in answer:
+    if answer.get("ok") is False or answer.get("ack") != 1:
         raise OSError(f"the forwarder answered {answer.get('error') or answer}")
+    return answer
+
+
+def status(path: str, timeout: float = 3.0) -> dict[str, Any]:
+    """The forwarder's counters. Raises OSError as `ask` does."""
+    answer = ask(path, {"status": True}, timeout)
+    if "accepted" not in answer:
+        raise OSError(f"the forwarder answered {answer}")
     return answer

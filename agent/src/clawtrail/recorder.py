@@ -24,6 +24,7 @@ from .drafts import Draft, Drafts
 from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
 from .losses import Losses
 from .outbox import Outbox, folder_of
+from .progress import Progress
 from .proof import HTTPSWatermark, Watermark
 from .redact import Redactor
 from .shipper import AWAY, Shipper
@@ -165,7 +166,8 @@ class Recorder:
         self._chain = Chain(self._identity)
         self._drafts = Drafts(self.redactor, self._host, self._claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
         self._outbox = Outbox(**self._outbox_options)  # type: ignore[arg-type]
-        self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick)
+        self._progress = Progress(self._outbox)
+        self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick, self._progress.moved)
         self._closed = False
         self.accepted = self.accepted_bytes = self.damaged = 0
         self._losses = Losses()
@@ -244,7 +246,40 @@ class Recorder:
     async def async_sync(self) -> None:
         """With durability `disk`: returns when everything that was recorded so far is on it. Raises SpoolError."""
         if self.durability == "disk":
-            await asyncio.get_running_loop().run_in_executor(None, self._outbox.sync, self._chain.seq)
+            await self._progress.synced(self._chain.seq)
+
+    def on_disk(self, done: Callable[[SpoolError | None], None]) -> None:
+        """As `async_sync`, for many at once: calls `done` in the running event loop, with the error if there was one."""
+        if self.durability == "disk":
+            self._progress.on_disk(self._chain.seq, done)
+        else:
+            done(None)
+
+    async def reached(self, receipt: Receipt, level: str, timeout: float) -> bool:
+        """Whether the event has come as far as `level`, one of `gates.LEVELS`, within `timeout` seconds. Raises SpoolError.
+
+        `sent` is the connection that was there; what a receiver does not read of it is sent again. `stored` is what the
+        recorder's `proof` says.
+        """
+        until = time.monotonic() + timeout
+        if level == "off" or self._beyond(receipt):
+            return level == "off"
+        if self.durability == "disk":
+            try:
+                await asyncio.wait_for(self._progress.synced(receipt.seq), timeout)
+            except TimeoutError:
+                return False
+        return level == "spooled" or await self._progress.awaited(receipt.seq, level, until - time.monotonic())
+
+    def wait_reached(self, receipt: Receipt, level: str, timeout: float) -> bool:
+        """As `reached`, in a thread that has no event loop; `record()` itself has waited for the disk there."""
+        if level in ("off", "spooled") or self._beyond(receipt):
+            return level == "off" or not self._beyond(receipt)
+        return self._progress.wait(receipt.seq, level, timeout)
+
+    def _beyond(self, receipt: Receipt) -> bool:
+        """Of an event that was let go, or of another process life, nobody here can tell."""
+        return not receipt.line or receipt.epoch != self._chain.epoch
 
     def beat(self) -> None:
         """Records a `system.heartbeat` with the counters; by itself it does so every `heartbeat` seconds."""
@@ -508,6 +543,7 @@ class Recorder:
                 self._drop("closed")
         life.live.discard(self)
         life.unclosed.discard(self)
+        self._progress.close()
         if self.folder is not None and self._shipper.last_error:
             timeout = min(timeout, AWAY)
         return self._shipper.close(timeout)

@@ -39,6 +39,7 @@ class Shipper:
         tls: the identity, and what to verify.
         proof: `window`, `barrier`, or the service that tells what is stored.
         tick: called about once a second, in the thread.
+        moved: called in the thread when all that was taken is written, and when more is proven.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Shipper:
         deadlines: Deadlines = Deadlines(),
         proof: str | Watermark = "window",
         tick: Callable[[], None] = lambda: None,
+        moved: Callable[[], None] = lambda: None,
     ) -> None:
         self.outbox, self.endpoints = outbox, list(endpoints)
         self.connected = False
@@ -56,6 +58,7 @@ class Shipper:
         self.connects = self.resent = self.sent_bytes = 0
         self.last_error = self.proof_error = self._complaint = ""
         self._tls, self._deadlines, self._proof, self._on_tick = tls, deadlines, proof, tick
+        self._on_move = moved
         self._connection: Connection | None = None
         self._polls: list[select.poll] = []
         self._at = 0  # which endpoint
@@ -190,6 +193,7 @@ class Shipper:
             time.sleep(random.uniform(0, BACKOFF[0]))  # in a thread of its own: many agents must not ask again at one moment
         finally:
             self._asking = False
+            self._bell.ring()  # who waits for it must not wait for the next tick
 
     # -- connecting --------------------------------------------------------------------------------------------
 
@@ -295,6 +299,7 @@ class Shipper:
             self._exchange()
             if self._connection is not connection:
                 return
+            self._on_move()
             if not self._fill():
                 self._rest(connection)
                 return

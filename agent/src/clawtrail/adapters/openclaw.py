@@ -7,12 +7,12 @@ An action becomes two events, the attempt before and the outcome after, joined b
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from .. import event as ev
 from ..credentials import matches
 from ..errors import EventError
-from ..recorder import Recorder
+from ..recorder import Receipt, Recorder
 from ..redact import Found
 from ..runs import Runs
 from . import hooks
@@ -24,12 +24,21 @@ _SAID_ELSEWHERE = frozenset({"diag:run.started", "diag:exec.process.completed"})
 _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
 
 
+class Recorded(NamedTuple):
+    """One event that a record became."""
+
+    kind: str
+    fields: dict[str, Any]
+    receipt: Receipt
+
+
 class OpenClaw:
     """Turns hook records into events of one recorder, and tells `runs` what is open. Not thread-safe."""
 
     def __init__(self, recorder: Recorder, runs: Runs | None = None) -> None:
         self._recorder = recorder
         self._open = runs or Runs()
+        self._recorded: list[Recorded] = []
         self._attempts: OrderedDict[str, str] = OrderedDict()
         self._credentials: OrderedDict[str, list[tuple[str, dict[str, Any]]]] = OrderedDict()
         self._steps: OrderedDict[str, int] = OrderedDict()
@@ -81,17 +90,20 @@ class OpenClaw:
         """The hooks whose records are understood."""
         return frozenset(self._hooks)
 
-    def take(self, record: dict[str, Any]) -> None:
-        """Records what one hook reported. Raises EventError for a record that is none, QueueFull as the recorder does."""
+    def take(self, record: dict[str, Any]) -> list[Recorded]:
+        """Records what one hook reported; its events. Raises EventError for a record that is none, QueueFull as the recorder does."""
         hook = str(record.get("hook"))
         self._open.beat()
         if hook in _SAID_ELSEWHERE:
-            return
+            return []
         handle = self._internal if hook.startswith("internal:") else self._hooks.get(hook)
         if handle is None:
             raise EventError(f"hook {hook!r} is unknown; expected one of {' '.join(sorted(self._hooks))}")
         self._hook, self._time = hook, hooks.seconds(record.get("at"))
+        recorded: list[Recorded] = []
+        self._recorded = recorded
         handle(hooks.group(record.get("event")), hooks.group(record.get("ctx")))
+        return recorded
 
     # -- runs and sessions ---------------------------------------------------------------------------------------
 
@@ -404,7 +416,9 @@ class OpenClaw:
     # -- shared --------------------------------------------------------------------------------------------------
 
     def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
-        return self._recorder.record(kind, outcome, time=self._time, **fields).id
+        receipt = self._recorder.record(kind, outcome, time=self._time, **fields)
+        self._recorded.append(Recorded(kind, fields, receipt))
+        return receipt.id
 
     def _common(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
         trace = hooks.group(ctx.get("trace") or event.get("trace"))
