@@ -109,7 +109,7 @@ class OpenClaw:
 
     def _run_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         trigger = ctx.get("trigger")
-        started = {"type": trigger if trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
+        started = {"type": trigger if isinstance(trigger, str) and trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
         fields = self._common(event, ctx) | {
             "actor": hooks.some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"),
                             "surface": ctx.get("channel") or ctx.get("messageProvider")}),
