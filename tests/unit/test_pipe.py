@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from clawtrail.pipe import LINE_MAX, trace
+from clawtrail.adapters.scribe import trace
+from clawtrail.pipe import LINE_MAX
 from support import eventually, secrets
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

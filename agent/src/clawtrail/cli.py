@@ -172,8 +172,8 @@ def _record(o: argparse.Namespace) -> int:
 
 
 def _pipe(o: argparse.Namespace) -> int:
-    from .adapters.scribe import Scribe
-    from .pipe import Pipe, trace
+    from .adapters.scribe import Scribe, trace
+    from .pipe import Pipe
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if "CLAWTRAIL_LOG" not in os.environ:
@@ -197,6 +197,20 @@ def _pipe(o: argparse.Namespace) -> int:
     if pipe.bad or pipe.refused:
         print(f"[x] {pipe.bad + pipe.refused} of {pipe.accepted + pipe.bad + pipe.refused} lines are not recorded", file=sys.stderr)
     return 1 if pipe.bad or pipe.refused or lost else 0
+
+
+def _nanobot(o: argparse.Namespace) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .adapters import nanobot
+
+    try:
+        running = version("nanobot-ai")
+    except PackageNotFoundError:
+        running = ""
+    with _recorder(o, agent_type="nanobot", agent_version=running) as recorder:
+        nanobot.main(recorder, o.arguments)
+    return 0
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -285,6 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--when-full", default="block", choices=POLICIES, help="with a full spool: wait 5 s and refuse, refuse, or drop")
     sub.add_argument("--quota", default="256 MiB", metavar="SIZE", help="of the spool at most (default: %(default)s)")
     sub.add_argument("--proof", default="window", help="window, barrier, or the https URL of a watermark service")
+    sub = command("nanobot", _nanobot, "run nanobot with every run, decision and tool call on record")
+    sender(sub, "nano-claw", "write")
+    sub.add_argument("arguments", nargs=argparse.REMAINDER, help='nanobot\'s own: agent -m "…", agent --classic, gateway, serve')
     sub = command("record", _record, "record JSON lines from standard input")
     sender(sub, "operator", "memory")
     return parser

@@ -126,13 +126,5 @@ def parse(line: bytes) -> dict[str, Any]:
     return told
 
 
-def trace() -> dict[str, str] | None:
-    """The trace that this process belongs to: $TRACEPARENT, as W3C's Trace Context level 2 writes it. None when there is none."""
-    parts = os.environ.get("TRACEPARENT", "").strip().lower().split("-")
-    if len(parts) < 4 or [len(p) for p in parts[:3]] != [2, 32, 16] or not all(c in "0123456789abcdef" for c in parts[1] + parts[2]):
-        return None
-    return {"id": parts[1], "parent": parts[2]} if int(parts[1], 16) and int(parts[2], 16) else None
-
-
 def _too_long() -> Receipt:
     raise EventError(f"the line has more than {LINE_MAX} bytes; expected fewer")

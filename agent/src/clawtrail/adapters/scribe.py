@@ -6,6 +6,7 @@ whose outcome is the call's. An outcome finds its attempt by the call's id, a ca
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from typing import Any, Generator, Mapping, Protocol, Sequence, TypeAlias
 
@@ -126,3 +127,11 @@ class Scribe:
         self._causes[key] = ident
         while len(self._causes) > REMEMBER:
             self._causes.popitem(last=False)
+
+
+def trace() -> dict[str, str] | None:
+    """The trace that this process belongs to: $TRACEPARENT, as W3C's Trace Context level 2 writes it. None when there is none."""
+    parts = os.environ.get("TRACEPARENT", "").strip().lower().split("-")
+    if len(parts) < 4 or [len(p) for p in parts[:3]] != [2, 32, 16] or not all(c in "0123456789abcdef" for c in parts[1] + parts[2]):
+        return None
+    return {"id": parts[1], "parent": parts[2]} if int(parts[1], 16) and int(parts[2], 16) else None
