@@ -33,6 +33,7 @@ from .peers import Admission, Peer
 from .recorder import Receipt, Recorder
 from .redact import Found
 from .runs import Runs
+from .watch import Watch
 
 log = logging.getLogger("clawtrail.forwarder")
 
@@ -53,6 +54,7 @@ class Forwarder:
         gateway_uid, main_process: see `peers.Admission`.
         gates: how far an event must have come before its action runs.
         runs: what is open in the gateway, for the model proxy.
+        watch: the state of sessions, shared with the model proxy.
     """
 
     def __init__(
@@ -63,12 +65,13 @@ class Forwarder:
         main_process: bool = True,
         gates: Gates = Gates(),
         runs: Runs | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        self.recorder, self.path, self.runs = recorder, path, runs or Runs()
+        self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch()
         self.gatekeeper = Gatekeeper(recorder, gates)
         recorder.health = lambda: {"component": "forwarder", **self._counted()}
         self._admission = Admission(gateway_uid, main_process)
-        self._openclaw = OpenClaw(recorder, self.runs)
+        self._openclaw = OpenClaw(recorder, self.runs, self.watch)
         self._seen: OrderedDict[str, Receipt | None] = OrderedDict()
         self._accepted: list[tuple[Lines, Any, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
         self._held: set[asyncio.Task[None]] = set()
@@ -78,7 +81,7 @@ class Forwarder:
         self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "repeated": 0, "ungated": 0}
 
     def _counted(self) -> dict[str, Any]:
-        return {**self.counters, "gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
+        return {**self.counters, "watch": self.watch.counters, "gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
 
     # -- serving -----------------------------------------------------------------------------------------------
 
@@ -187,6 +190,7 @@ class Forwarder:
     def _direct(self, record: dict[str, Any]) -> list[Recorded]:
         kind = str(record.get("kind"))
         fields = {k: v for k, v in record.items() if k not in ("n", "rid", "gate", "kind", "outcome", "at")}
+        fields = self.watch.see(kind, record.get("outcome", "success"), fields)
         return [Recorded(kind, fields, self.recorder.record(kind, record.get("outcome", "success"), **fields))]
 
     def _acknowledge(self, connection: Lines, n: Any, gate: bool, recorded: list[Recorded], last: Receipt | None) -> bytes | None:

@@ -15,6 +15,7 @@ from ..errors import EventError
 from ..recorder import Receipt, Recorder
 from ..redact import Found
 from ..runs import Runs
+from ..watch import Watch, marks
 from . import hooks
 
 _REMEMBER = 10_000  #: attempts whose outcome may still come
@@ -33,10 +34,11 @@ class Recorded(NamedTuple):
 
 
 class OpenClaw:
-    """Turns hook records into events of one recorder, and tells `runs` what is open. Not thread-safe."""
+    """Turns hook records into events of one recorder, and tells `runs` what is open. `watch` adds what a session's history tells. Not thread-safe."""
 
-    def __init__(self, recorder: Recorder, runs: Runs | None = None) -> None:
+    def __init__(self, recorder: Recorder, runs: Runs | None = None, watch: Watch | None = None) -> None:
         self._recorder = recorder
+        self._watch = watch or Watch()
         self._open = runs or Runs()
         self._recorded: list[Recorded] = []
         self._attempts: OrderedDict[str, str] = OrderedDict()
@@ -416,7 +418,9 @@ class OpenClaw:
     # -- shared --------------------------------------------------------------------------------------------------
 
     def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
+        fields = self._watch.see(kind, outcome, fields)
         receipt = self._recorder.record(kind, outcome, time=self._time, **fields)
+        self._watch.recorded(kind, fields, receipt.id)
         self._recorded.append(Recorded(kind, fields, receipt))
         return receipt.id
 
@@ -431,7 +435,7 @@ class OpenClaw:
     def _content(self, text: str) -> dict[str, Any]:
         found = Found()
         redacted = self._recorder.redactor.string(text, found)
-        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields())
+        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
 
     def _step(self, run: object) -> int | None:
         if not run:

@@ -13,6 +13,7 @@ from typing import Any, Generator, Mapping, Protocol, Sequence, TypeAlias
 from .. import event as ev
 from ..recorder import Receipt, Recorder
 from ..redact import Found
+from ..watch import Standing, marks
 from . import hooks
 
 REMEMBER = 10_000  #: calls whose outcome may still come
@@ -30,6 +31,10 @@ class Seer(Protocol):
     """What a session's history adds to an event; see `watch.Watch`."""
 
     def see(self, kind: str, outcome: str, fields: dict[str, Any]) -> dict[str, Any]: ...
+
+    def recorded(self, kind: str, fields: Mapping[str, Any], id: str) -> None: ...
+
+    def standing(self, session: object, run: object = None) -> Standing: ...
 
 
 class Scribe:
@@ -71,7 +76,7 @@ class Scribe:
     def content(self, text: str) -> dict[str, Any]:
         """The `content` group of a text, without its secrets."""
         redacted = self.recorder.redactor.string(text, found := Found())
-        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields())
+        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
 
     def _events(self, kind: str, outcome: str, fields: dict[str, Any]) -> Generator[_Event, Receipt, Receipt]:
         tool, session = hooks.group(fields.get("tool")), fields.get("session")
@@ -86,7 +91,10 @@ class Scribe:
         elif kind == "tool.result" and key is not None:
             attempt = self._causes.pop(("call", *key), None)
             fields.setdefault("caused_by", attempt)
-        receipt = yield kind, outcome, self._seen(kind, outcome, fields)
+        seen = self._seen(kind, outcome, fields)
+        receipt = yield kind, outcome, seen
+        if self._watch is not None:
+            self._watch.recorded(kind, seen, receipt.id)
         if kind == "tool.call" and outcome == "attempt" and key is not None:
             self._remember(("call", *key), receipt.id)
         for hit in hits:

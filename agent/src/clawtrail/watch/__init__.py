@@ -61,8 +61,9 @@ class Watch:
     """Sees every event before it is recorded and adds what its session's history tells. Not thread-safe.
 
     Args:
-        rules: stateless rules that are tried on each tool call, see `rules.Rules`; None: the caller does so.
-        settings: thresholds and severities, see `companions`; None: those of `rules`, if it has any.
+        rules: the deployment's rules, see `rules.Rules`: their section `watch` sets thresholds and severities. What they
+            match in a call's parameters is found by the caller, who tells them of `standing`.
+        settings: such a section itself, in place of that of `rules`; see `companions`.
         trusted: tools, or `mcp:server`, whose results are trusted all the same.
         clock: seconds that only go forward.
 
@@ -77,7 +78,6 @@ class Watch:
         trusted: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rules = rules
         self._companions = configured(settings if settings is not None else getattr(rules, "watch", None) or {})
         self._trusted, self._clock, self._born = frozenset(trusted), clock, clock()
         self._sessions: Bounded[str, Session] = Bounded(SESSIONS)
@@ -229,9 +229,9 @@ class Watch:
     def _run_end(self, seen: _Seen) -> None:
         run = self._runs.pop(seen.run, None) if isinstance(seen.run, str) else None
         if run:
-            own = {"steps": run.steps, "tools": run.tools, **run.usage}
+            own = {"steps": run.tools or run.calls, "tools": run.tools, **run.usage}
             usage = seen.group("usage")
-            seen.put("usage", {**{k: v for k, v in own.items() if v}, **{k: v for k, v in usage.items() if k != "steps" or not run.calls}})
+            seen.put("usage", {**{k: v for k, v in own.items() if v}, **usage})
             self._budget(seen, run, True)
         seen.cause("run.start")
 
@@ -395,8 +395,6 @@ class Watch:
             seen.hit("approval.disabled")
         if tool.get("type") == "mcp" and seen.group("actor").get("role") in _UNPRIVILEGED and seen.group("policy").get("verdict") in (None, "none"):
             seen.hit("tool.privileged-by-unprivileged")
-        if self._rules is not None:
-            self._stateless(seen, name, params, touch)
         if call_id := _word(tool, "call_id"):
             local = short in tools.SHELLS | tools.READS | tools.WRITES | tools.SEARCHES
             self._calls.put(call_id, Call(name, seen.session if isinstance(seen.session, str) else None, state.taint, touch.source, touch.store,
@@ -504,12 +502,6 @@ class Watch:
         if not bounded:
             seen.hit("schedule.by-agent-no-end")
         return name, None if bounded else spec
-
-    def _stateless(self, seen: _Seen, name: str, params: dict[str, Any], touch: tools.Touch) -> None:
-        hits = self._rules.hits(name, params, paths=touch.reads + touch.written, surface=_word(seen.group("actor"), "surface"),
-                                tainted=bool(seen.state.taint), owner=self._owner(seen))  # fmt: skip
-        for hit in hits:
-            seen.flags.append((hit.rule.id, hit.severity, _techniques(hit.rule.technique)))
 
     def _tool_result(self, seen: _Seen) -> None:
         seen.mark_content()
@@ -748,10 +740,6 @@ def _merged(given: Any, flags: list[tuple[str, str, str]]) -> dict[str, Any]:
     rule, severity, technique = all_[0]
     rest = [r for r in dict.fromkeys([f[0] for f in all_[1:]] + also) if r != rule]
     return {k: v for k, v in {"rule": rule, "severity": severity, "technique": technique, "also": " ".join(rest)}.items() if v}
-
-
-def _techniques(value: object) -> str:
-    return value if isinstance(value, str) else " ".join(str(v) for v in value) if isinstance(value, (list, tuple)) else ""
 
 
 def _word(group: object, name: str) -> str:
