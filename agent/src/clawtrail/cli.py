@@ -65,12 +65,29 @@ def _password(o: argparse.Namespace) -> int:
 def _forwarder(o: argparse.Namespace) -> int:
     from .forwarder import Forwarder
     from .gates import Gates
+    from .rules import Rules
 
     gates = Gates.parse(o.gates, o.gate_deadline, o.proof)
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
     with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof) as recorder:
-        asyncio.run(Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, gates=gates).serve())
+        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, gates=gates, rules=Rules.load(o.rules))
+        asyncio.run(forwarder.serve())
     return 0
+
+
+def _rules(o: argparse.Namespace) -> int:
+    from . import rules
+
+    if o.action == "list":
+        for rule in rules.Rules.load([o.folder] if o.folder else []):
+            print(f"{rule.severity:<9} {rule.id:<30} {rule.action:<8} {rule.technique:<34} {rule.why}")
+        return 0
+    checked, wrong = rules.check([o.folder] if o.folder else [])
+    for fault in wrong:
+        print(f"[x] {fault}", file=sys.stderr)
+    examples = sum(len(r.hit) + len(r.miss) for r in checked)
+    print(f"[+] {len(checked)} rules, {examples} examples, {len(wrong)} faults")
+    return 1 if wrong else 0
 
 
 def _recorder(o: argparse.Namespace, **options: Any) -> Recorder:
@@ -262,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--gates", default="spooled", metavar="LEVELS",
                      help="how far an event comes before its action runs: off, spooled, sent or stored, also as tool:sent,credential:stored")  # fmt: skip
     sub.add_argument("--gate-deadline", default="3", metavar="SECONDS", help="after which an action is refused (default: %(default)s)")
+    sub.add_argument("--rules", type=Path, action="append", default=[], metavar="FOLDER", help="folder with more rules (*.yaml); may be repeated")
 
     sub = command("break-glass", _break_glass, "let actions run for a stated time whether or not they are recorded; on record itself")
     sub.add_argument("--socket", default="/run/clawtrail/audit.sock")
@@ -269,6 +287,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--reason", default="")
     sub.add_argument("--by", default="", help="who opens")
     sub.add_argument("--close", action="store_true", help="close at once")
+
+    sub = command("rules", _rules, "check the rules: each against its own examples, and the time that it takes")
+    sub.add_argument("action", choices=("check", "list"))
+    sub.add_argument("folder", type=Path, nargs="?", help="folder with rule files (*.yaml) beside the packaged ones")
 
     sub = command("health", _health, "ask the forwarder, or an address, whether it works")
     sub.add_argument("--socket", default="/run/clawtrail/audit.sock")

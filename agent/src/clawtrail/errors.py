@@ -13,6 +13,19 @@ class EventError(ClawtrailError, ValueError):
     """An event does not fit the schema; nothing was recorded."""
 
 
+class Denied(ClawtrailError):
+    """A rule forbids the action, or wants a person to be asked before. The attempt and this decision are on record.
+
+    Attributes:
+        rule: the rule's id.
+        approve: true: it may run once a person said yes.
+    """
+
+    def __init__(self, rule: str, why: str, approve: bool = False) -> None:
+        super().__init__(f"{'needs approval' if approve else 'forbidden'} by the rule {rule}: {why}")
+        self.rule, self.approve = rule, approve
+
+
 class QueueFull(ClawtrailError):
     """There was no room for the configured time; the event was not accepted.
 

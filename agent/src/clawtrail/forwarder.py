@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 from .adapters.openclaw import OpenClaw, Recorded
-from .errors import ClawtrailError, EventError, QueueFull, SpoolError
+from .errors import ClawtrailError, Denied, EventError, QueueFull, SpoolError
 from .event import KINDS
 from .gatekeeper import Gatekeeper
 from .gates import Gates, without_room
@@ -32,6 +32,7 @@ from .lines import LINE_MAX, STAYS, Hear, Lines
 from .peers import Admission, Peer
 from .recorder import Receipt, Recorder
 from .redact import Found
+from .rules import Rules
 from .runs import Runs
 from .watch import Watch
 
@@ -55,6 +56,7 @@ class Forwarder:
         gates: how far an event must have come before its action runs.
         runs: what is open in the gateway, for the model proxy.
         watch: the state of sessions, shared with the model proxy.
+        rules: which tool calls are flagged or refused; the packaged ones by default.
     """
 
     def __init__(
@@ -66,19 +68,20 @@ class Forwarder:
         gates: Gates = Gates(),
         runs: Runs | None = None,
         watch: Watch | None = None,
+        rules: Rules | None = None,
     ) -> None:
-        self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch()
+        self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch(rules)
         self.gatekeeper = Gatekeeper(recorder, gates)
         recorder.health = lambda: {"component": "forwarder", **self._counted()}
         self._admission = Admission(gateway_uid, main_process)
-        self._openclaw = OpenClaw(recorder, self.runs, self.watch)
+        self._openclaw = OpenClaw(recorder, self.runs, self.watch, rules)
         self._seen: OrderedDict[str, Receipt | None] = OrderedDict()
         self._accepted: list[tuple[Lines, Any, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
         self._held: set[asyncio.Task[None]] = set()
         self._connections: set[Lines] = set()
         self._lingering: set[Lines] = set()
         self._last_refusal = 0.0
-        self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "repeated": 0, "ungated": 0}
+        self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "denied": 0, "repeated": 0, "ungated": 0}
 
     def _counted(self) -> dict[str, Any]:
         return {**self.counters, "watch": self.watch.counters, "gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
@@ -173,6 +176,9 @@ class Forwarder:
             if gate and self._passes(record):
                 return _ack(n)
             return self._reject(n, without_room(str(e)) if gate else str(e), retry=True)
+        except Denied as e:  # a rule's verdict, on record already; the agent gets the rule's words
+            self.counters["denied"] += 1
+            return _line({"ack": n, "ok": False, "error": str(e), "retry": False, "denied": e.rule, "approve": e.approve})
         except ClawtrailError as e:
             return self._reject(n, str(e), raw=raw)
         except Exception as e:  # a record that breaks the mapping is refused, so a gate stays closed

@@ -10,10 +10,10 @@ from collections import OrderedDict
 from typing import Any, Callable, NamedTuple
 
 from .. import event as ev
-from ..credentials import matches
-from ..errors import EventError
+from ..errors import Denied, EventError
 from ..recorder import Receipt, Recorder
 from ..redact import Found
+from ..rules import Hit, Rules, flag, wants
 from ..runs import Runs
 from ..watch import Watch, marks
 from . import hooks
@@ -34,12 +34,18 @@ class Recorded(NamedTuple):
 
 
 class OpenClaw:
-    """Turns hook records into events of one recorder, and tells `runs` what is open. `watch` adds what a session's history tells. Not thread-safe."""
+    """Turns hook records into events of one recorder, and tells `runs` what is open. Not thread-safe.
 
-    def __init__(self, recorder: Recorder, runs: Runs | None = None, watch: Watch | None = None) -> None:
+    Args:
+        watch: adds what a session's history tells.
+        rules: which tool calls are flagged, and which are attempts at a credential; the packaged ones by default.
+    """
+
+    def __init__(self, recorder: Recorder, runs: Runs | None = None, watch: Watch | None = None, rules: Rules | None = None) -> None:
         self._recorder = recorder
         self._watch = watch or Watch()
         self._open = runs or Runs()
+        self._rules = Rules.load() if rules is None else rules
         self._recorded: list[Recorded] = []
         self._attempts: OrderedDict[str, str] = OrderedDict()
         self._credentials: OrderedDict[str, list[tuple[str, dict[str, Any]]]] = OrderedDict()
@@ -93,7 +99,9 @@ class OpenClaw:
         return frozenset(self._hooks)
 
     def take(self, record: dict[str, Any]) -> list[Recorded]:
-        """Records what one hook reported; its events. Raises EventError for a record that is none, QueueFull as the recorder does."""
+        """Records what one hook reported; its events. Raises EventError for a record that is none, Denied when a rule forbids
+        the action (all of it is on record by then), QueueFull as the recorder does.
+        """
         hook = str(record.get("hook"))
         self._open.beat()
         if hook in _SAID_ELSEWHERE:
@@ -192,24 +200,37 @@ class OpenClaw:
             "content": hooks.without_excerpt(self._content(written)),
             "target": hooks.target(event, params),
         }  # fmt: skip
-        hits = matches("\n".join(hooks.leaves(params)))
-        if hits:
-            fields["flag"] = hooks.some({"rule": hits[0].id, "severity": hits[0].severity, "technique": hits[0].technique,
-                                    "also": " ".join(r.id for r in hits[1:])})  # fmt: skip
+        paths, standing, asked_by_owner = event.get("derivedPaths"), self._watch.standing(common["session"], common["run"]), requester.get("senderIsOwner")
+        hits = self._rules.hits(
+            hooks.text(tool.get("name")), params, paths=[p for p in paths if isinstance(p, str)] if isinstance(paths, list) else (),
+            agent=hooks.text(ctx.get("agentId")), surface=hooks.text(requester.get("channel")), tainted=standing.tainted,
+            owner=asked_by_owner if isinstance(asked_by_owner, bool) else standing.owner,
+        )  # fmt: skip
+        fields["flag"] = flag(hits)
         attempt = self._record("tool.call", "attempt", fields)
         self._remember(f"call:{tool.get('call_id')}", attempt)
         self._open.tool_started(str(tool.get("call_id")), tool["name"])
-        for rule in hits:
+        for hit in hits:
+            if not hit.rule.credential:
+                continue
             access = common | {
                 "caused_by": attempt,
                 "tool": tool,
-                "credential": {"name": rule.name, "use": "read"},
+                "credential": {"name": hit.rule.name, "use": "read"},
                 "target": fields["target"],
-                "flag": {"rule": rule.id, "severity": rule.severity, "technique": rule.technique},
+                "flag": flag([hit]),
             }
             asked = self._record("credential.access", "attempt", access)
             self._credentials.setdefault(str(tool.get("call_id")), []).append((asked, access))
         _bound(self._credentials)
+        if forbidden := wants(hits, "deny") or wants(hits, "approve"):
+            self._forbid(forbidden, common | {"caused_by": attempt, "tool": tool})
+
+    def _forbid(self, hit: Hit, fields: dict[str, Any]) -> None:
+        approve = hit.rule.action == "approve"
+        verdict = {"engine": "clawtrail", "rule": hit.rule.id, "verdict": "flag" if approve else "deny", "reason": hit.rule.why}
+        self._record("policy.decision", "unknown" if approve else "denied", fields | {"policy": verdict, "flag": flag([hit])})
+        raise Denied(hit.rule.id, hit.rule.why, approve)
 
     def _tool_result(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         result = hooks.group(event.get("result"))
