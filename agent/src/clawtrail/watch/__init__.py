@@ -44,8 +44,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _VOLATILE = re.compile(r'\\?"(?:fetchedAt|tookMs|cached|cachedAt|durationMs|elapsedMs|timestamp)\\?":\s*(?:\\?"[^"]{0,64}"|[\w.+-]+)|\b[0-9a-f]{16,}\b')
 _GATE_OFF = re.compile(
     r"config\s+(?:set|patch|unset)\b[^;&|\n]{0,200}(?:exec\.(?:ask|security)|approvals?|sandbox|elevated)"
-    r"|approvals\s+(?:set|allowlist)\b|exec-approvals\.json", re.IGNORECASE)  # fmt: skip
-_ENDLESS = re.compile(r"\bcrontab\s+(?:-(?!l\b)|\S)|\|\s*crontab\b|\bwhile\s+(?:true|:|\[\s*1\s*\])|\bfor\s*\(\(\s*;\s*;|systemctl\s+(?:--user\s+)?enable|/etc/cron|\bwatch\s+-n")
+    r"|approvals\s+(?:set|allowlist)\b|exec-approvals\.json")  # fmt: skip
+_ENDLESS = re.compile(r"\bcrontab\s+(?:-e|[^\s;&|-])|\|\s*crontab\b|\bwhile\s+(?:true|:|\[\s*1\s*\])|\bfor\s*\(\(\s*;\s*;|systemctl\s+(?:--user\s+)?enable|/etc/cron|\bwatch\s+-n")
 _GATE_NAME = re.compile(r"approv|exec\.(?:ask|security)|sandbox|elevated", re.IGNORECASE)
 
 
@@ -391,7 +391,8 @@ class Watch:
             job, recurring = self._schedule(seen, params)
         elif short in tools.SHELLS and _ENDLESS.search(whole):
             seen.hit("schedule.by-agent-no-end")
-        if (short in tools.SHELLS | tools.WRITES and _GATE_OFF.search(whole)) or (short in ("gateway", "config") and _GATE_NAME.search(whole)):
+        hint = "onfig" in whole or "pproval" in whole
+        if (hint and short in tools.SHELLS | tools.WRITES and _GATE_OFF.search(whole)) or (short in ("gateway", "config") and _GATE_NAME.search(whole)):
             seen.hit("approval.disabled")
         if tool.get("type") == "mcp" and seen.group("actor").get("role") in _UNPRIVILEGED and seen.group("policy").get("verdict") in (None, "none"):
             seen.hit("tool.privileged-by-unprivileged")
