@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Literal, NoReturn, TypeVar, cast
 
 from . import event
+from .errors import ConfigurationError, GateClosed, QueueFull, SpoolError
+from .gates import LEVELS, Gates, refuse
 from .redact import Found
 
 if TYPE_CHECKING:
@@ -32,19 +35,23 @@ class Action:
         name: the tool; as decorator the function's qualified name unless given.
         kind, result: of the attempt and of the outcome; `result` follows from `kind` for the usual pairs.
         keep_result: as decorator, store size, hash and excerpt of what the function returns.
+        gate: the level that the attempt must reach before the action runs, one of `gates.LEVELS`; the recorder's unless given.
         fields: groups of both events, but `params` and `content` of the attempt alone; as decorator, `params` are the
             arguments by name unless given.
 
-    Entering raises QueueFull or SpoolError when the attempt is not accepted, and then the action does not run; else
-    `attempt` is its Receipt. The outcome is `success`; `denied` after `deny()` or for PermissionError; `failure` for
+    Entering raises QueueFull or SpoolError when the attempt is not accepted, and GateClosed when it has not come as far
+    as the gate asks for; then the action does not run. Else `attempt` is its Receipt; None with the gate `off`, when it
+    was not accepted. The outcome is `success`; `denied` after `deny()` or for PermissionError; `failure` for
     any other Exception; `unknown` when interrupted (cancellation, KeyboardInterrupt, SystemExit). The exception goes
     on unchanged. An outcome that is not accepted is counted and logged; it raises only with `when_full="fail"`.
     """
 
     def __init__(
         self, recorder: Recorder, name: str | None = None, *, kind: str = "tool.call", result: str = "tool.result",
-        keep_result: bool = False, **fields: Any,
+        keep_result: bool = False, gate: str | None = None, **fields: Any,
     ) -> None:  # fmt: skip
+        self._gate = gate
+        self._gates = recorder.gates if gate is None else Gates.parse(gate, recorder.gates.deadline, recorder.proof)
         self._recorder, self._name, self._kind, self._keep, self._fields = recorder, name, kind, keep_result, fields
         self._result = _PAIRS.get(kind, kind) if result == "tool.result" else result
         event.body(kind, "attempt", fields)  # a wrong kind or field shows where it is written, not at the first call
@@ -64,10 +71,42 @@ class Action:
         self._content = event.content(redacted, len(text.encode("utf-8", "replace")), **found.fields())
 
     def __enter__(self) -> Action:
-        return self._entered(self._recorder.record(self._kind, "attempt", **self._attempt()))
+        level, fields = self._level(), self._attempt()
+        if LEVELS.index(level) > 1 and _in_event_loop():
+            raise ConfigurationError(f"gate {level!r} in an event loop, which would stand still; expected `async with`")
+        try:
+            receipt = self._recorder.record(self._kind, "attempt", **fields)
+        except (QueueFull, SpoolError) as e:
+            return self._unaccepted(level, e)
+        if LEVELS.index(level) > 1 and not self._recorder.wait_reached(receipt, level, self._gates.deadline):
+            self._refused(level, receipt, fields)
+        return self._entered(receipt)
 
     async def __aenter__(self) -> Action:
-        return self._entered(await self._recorder.arecord(self._kind, "attempt", **self._attempt()))
+        level, fields = self._level(), self._attempt()
+        try:
+            receipt = await self._recorder.arecord(self._kind, "attempt", **fields)
+        except (QueueFull, SpoolError) as e:
+            return self._unaccepted(level, e)
+        if LEVELS.index(level) > 1 and not await self._recorder.reached(receipt, level, self._gates.deadline):
+            self._refused(level, receipt, fields)
+        return self._entered(receipt)
+
+    def _level(self) -> str:
+        return self._gates.level([event.KINDS[self._kind]])
+
+    def _unaccepted(self, level: str, error: Exception) -> Action:
+        if level != "off":
+            raise error
+        log.error("%s runs without a record: %s", self._name or self._kind, error)
+        return self._entered(None)
+
+    def _refused(self, level: str, receipt: Receipt, fields: dict[str, Any]) -> NoReturn:
+        why = refuse(self._recorder, self._gates, level, "", receipt.id, fields)
+        kept = {k: v for k, v in fields.items() if k not in ("params", "content")}
+        with self._unrecorded(GateClosed()):
+            self._recorder.record(self._result, "denied", **kept, caused_by=receipt.id, error={"type": "GateClosed", "message": why})
+        raise GateClosed(why)
 
     def __exit__(self, cls: object, error: BaseException | None, tb: object) -> Literal[False]:
         outcome, fields = self._outcome(error)
@@ -90,7 +129,7 @@ class Action:
         given = self._fields.get(group, {})
         return {**self._fields, group: {member: self._name, **given} if isinstance(given, dict) else given} if self._name else self._fields
 
-    def _entered(self, receipt: Receipt) -> Action:
+    def _entered(self, receipt: Receipt | None) -> Action:
         self.attempt, self._open, self._end, self._content = receipt, True, ("", ""), None
         self._began = time.perf_counter_ns()
         return self
@@ -110,7 +149,7 @@ class Action:
         try:
             yield
         except Exception as refused:
-            if self._recorder.when_full == "fail" and (error is None or isinstance(error, Exception)):
+            if self._recorder.when_full == "fail" and self._level() != "off" and (error is None or isinstance(error, Exception)):
                 raise
             log.error("the outcome of %s is not on record: %s", self._name or self._kind, refused)
 
@@ -137,7 +176,7 @@ class Action:
             signature = inspect.signature(lambda *args, **kwargs: None)
 
         def action(args: Any, kwargs: Any) -> Action:
-            more = {"keep_result": self._keep, "params": _params(signature, args, kwargs), **self._fields}
+            more = {"keep_result": self._keep, "gate": self._gate, "params": _params(signature, args, kwargs), **self._fields}
             return Action(self._recorder, name, kind=self._kind, result=self._result, **more)
 
         async def arun(*args: Any, **kwargs: Any) -> Any:
@@ -150,6 +189,14 @@ class Action:
 
         awaited = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
         return cast(_F, functools.wraps(fn)(arun if awaited else run))
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _params(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

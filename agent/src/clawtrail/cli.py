@@ -64,13 +64,12 @@ def _password(o: argparse.Namespace) -> int:
 
 def _forwarder(o: argparse.Namespace) -> int:
     from .forwarder import Forwarder
-    from .gates import Gates
     from .rules import Rules
 
-    gates = Gates.parse(o.gates, o.gate_deadline, o.proof)
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
-    with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof) as recorder:
-        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, gates=gates, rules=Rules.load(o.rules))
+    with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof,
+                   gate=o.gates, gate_deadline=o.gate_deadline) as recorder:  # fmt: skip
+        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=Rules.load(o.rules))
         asyncio.run(forwarder.serve())
     return 0
 

@@ -64,6 +64,10 @@ class SpoolLocked(SpoolError):
     """A living process holds this spool."""
 
 
+class GateClosed(ClawtrailError):
+    """An action was not carried out: its event had not come far enough at the gate's deadline. The text is for its user."""
+
+
 class TransportError(ClawtrailError):
     """The receiver could not be reached, refused us, or went away."""
 

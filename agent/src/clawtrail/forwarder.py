@@ -27,7 +27,7 @@ from .adapters.openclaw import OpenClaw, Recorded
 from .errors import ClawtrailError, Denied, EventError, QueueFull, SpoolError
 from .event import KINDS
 from .gatekeeper import Gatekeeper
-from .gates import Gates, without_room
+from .gates import without_room
 from .lines import LINE_MAX, STAYS, Hear, Lines
 from .peers import Admission, Peer
 from .recorder import Receipt, Recorder
@@ -50,10 +50,9 @@ class Forwarder:
     """Serves the socket until SIGTERM or SIGINT.
 
     Args:
-        recorder: where accepted records go.
+        recorder: where accepted records go; its `gates` say how far an event must have come before its action runs.
         path: the unix socket; a stale one is replaced.
         gateway_uid, main_process: see `peers.Admission`.
-        gates: how far an event must have come before its action runs.
         runs: what is open in the gateway, for the model proxy.
         watch: the state of sessions, shared with the model proxy.
         rules: which tool calls are flagged or refused; the packaged ones by default.
@@ -65,13 +64,12 @@ class Forwarder:
         path: str,
         gateway_uid: int | None,
         main_process: bool = True,
-        gates: Gates = Gates(),
         runs: Runs | None = None,
         watch: Watch | None = None,
         rules: Rules | None = None,
     ) -> None:
         self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch(rules)
-        self.gatekeeper = Gatekeeper(recorder, gates)
+        self.gatekeeper = Gatekeeper(recorder)
         recorder.health = lambda: {"component": "forwarder", **self._counted()}
         self._admission = Admission(gateway_uid, main_process)
         self._openclaw = OpenClaw(recorder, self.runs, self.watch, rules)

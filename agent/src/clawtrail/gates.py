@@ -8,11 +8,15 @@ or the store has it. Written as `stored` for all categories, or as `tool:spooled
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Iterable, Mapping
 
-from .errors import ConfigurationError
+from .errors import ClawtrailError, ConfigurationError
 from .event import KINDS
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
 
 LEVELS = ("off", "spooled", "sent", "stored")
 CATEGORIES = tuple(sorted(set(KINDS.values()) - {"system", "log"}))  #: events of the other two announce no action
@@ -79,6 +83,34 @@ def refusal(level: str, seconds: float, trouble: str = "") -> str:
         f"This action was not carried out: its audit record was not {_DONE[level]} within {seconds:g} s{because}. "
         "Nothing is wrong with the request. Try again in a moment; if it goes on, tell whoever operates this agent."
     )
+
+
+_COMMON = ("session", "run", "step", "trace", "tool", "model")  #: what a refusal says of the action that it refuses
+
+
+def refuse(recorder: Recorder, gates: Gates, level: str, trouble: str, attempt: str, fields: Mapping[str, Any]) -> str:
+    """Records that an action is refused; returns why, in words for its user.
+
+    Args:
+        level: what its event has not reached.
+        trouble: what is known of the cause; empty: what the recorder's counters say of the receiver.
+        attempt: the id of its event, which becomes `caused_by`.
+        fields: that event's.
+    """
+    if not trouble and level != "spooled":
+        stats = recorder.stats()
+        trouble = stats["last_error"] or (stats["proof_error"] if level == "stored" else "")
+    why = refusal(level, gates.deadline, trouble)
+    with suppress(ClawtrailError):
+        recorder.record(
+            "policy.decision",
+            "denied",
+            **{name: fields[name] for name in _COMMON if name in fields},
+            caused_by=attempt,
+            policy={"engine": "clawtrail", "rule": f"gate.{level}", "verdict": "deny", "mode": "closed", "reason": why},
+            flag={"rule": "gate.refused", "severity": "medium"},
+        )
+    return why
 
 
 def without_room(trouble: str) -> str:

@@ -94,10 +94,10 @@ class Progress:
                     ended = True
                 else:
                     together.append(more)
-            failed = self._sync(max(seq for seq, _, _ in together)) is not None
+            failed = self._sync(max(seq for seq, _, _ in together))
             calls: dict[asyncio.AbstractEventLoop, list[tuple[_Done, SpoolError | None]]] = {}
             for seq, loop, done in together:  # after a failure each asks for itself: the events before it are safe
-                calls.setdefault(loop, []).append((done, self._sync(seq) if failed else None))
+                calls.setdefault(loop, []).append((done, failed if failed and self._sync(seq) else None))
             for loop, these in calls.items():
                 try:
                     loop.call_soon_threadsafe(_call, these)

@@ -23,6 +23,7 @@ from .dial import endpoints
 from .drafts import Draft, Drafts
 from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
 from .losses import Losses
+from .gates import DEADLINE, Gates
 from .outbox import Outbox, folder_of
 from .progress import Progress
 from .proof import HTTPSWatermark, Watermark
@@ -90,6 +91,7 @@ class Recorder:
         window: bytes of sent events that are sent again after a break; half of the quota at most.
         heartbeat: seconds between two `system.heartbeat` events, 0 for none.
         fingerprint_key: key of the redactor's fingerprints; see `redact.Redactor`.
+        gate: how far an event must have come before its action runs, see `gates`; gate_deadline: seconds, then it does not run.
         facility, sd_id: see `syslog.Header`.
 
     Raises ConfigurationError at once for wrong settings; an absent receiver is no error.
@@ -115,6 +117,8 @@ class Recorder:
         window: int | None = None,
         heartbeat: float = 30.0,
         fingerprint_key: bytes | None = None,
+        gate: str = "spooled",
+        gate_deadline: float | str = DEADLINE,
         facility: int = syslog.FACILITY,
         sd_id: str = syslog.SD_ID,
         deadlines: Deadlines = Deadlines(),
@@ -134,6 +138,7 @@ class Recorder:
         self._proof = HTTPSWatermark(proof, self._tls) if isinstance(proof, str) and "://" in proof else proof
         if isinstance(self._proof, str):
             _one_of("proof", self._proof, PROOFS)
+        self.gates = Gates.parse(gate, gate_deadline, self.proof)
         self.folder = None if durability == "memory" else folder_of(spool, agent)
         self.redactor = Redactor(fingerprint_key)
         self.health: Callable[[], Mapping[str, Any]] = dict  #: what a heartbeat tells beside the counters
@@ -273,9 +278,9 @@ class Recorder:
 
     def wait_reached(self, receipt: Receipt, level: str, timeout: float) -> bool:
         """As `reached`, in a thread that has no event loop; `record()` itself has waited for the disk there."""
-        if level in ("off", "spooled") or self._beyond(receipt):
-            return level == "off" or not self._beyond(receipt)
-        return self._progress.wait(receipt.seq, level, timeout)
+        if level == "off" or self._beyond(receipt):
+            return level == "off"
+        return level == "spooled" or self._progress.wait(receipt.seq, level, timeout)
 
     def _beyond(self, receipt: Receipt) -> bool:
         """Of an event that was let go, or of another process life, nobody here can tell."""
@@ -288,7 +293,7 @@ class Recorder:
 
     def action(self, name: str | None = None, *, kind: str = "tool.call", result: str = "tool.result", **fields: Any) -> Action:
         """Records an attempt before and an outcome after: `with recorder.action("exec", params={…}):`, also `async with`,
-        also as a decorator of a function or coroutine function. What cannot be recorded does not run. See `Action`."""
+        also as a decorator of a function or coroutine function. What cannot be recorded does not run. `gate`: a level other than the recorder's. See `Action`."""
         return Action(self, name, kind=kind, result=result, **fields)
 
     def _draft(self, kind: str, outcome: str, fields: dict[str, Any]) -> Draft:
