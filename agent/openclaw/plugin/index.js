@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
 import { onInternalDiagnosticEvent } from "openclaw/plugin-sdk/diagnostic-runtime";
 import { BulkLane, GateLane, Refused } from "./lanes.js";
-import { record } from "./records.js";
+import { inventory, record } from "./records.js";
+import { GatewayState } from "./state.js";
 
 const { version } = JSON.parse(readFileSync(new URL("./package.json", import.meta.url), "utf8"));
 
@@ -18,23 +19,30 @@ const GATES = {
 };
 const OBSERVED = [
   "gateway_start", "gateway_stop", "session_start", "session_end", "before_reset", "agent_end",
-  "after_tool_call", "before_message_write", "llm_input", "llm_output", "model_call_started", "model_call_ended",
+  "after_tool_call", "resolve_exec_env", "before_message_write", "llm_input", "llm_output", "model_call_started", "model_call_ended",
   "message_received", "message_sent", "channel_pairing_requested",
-  "subagent_spawned", "subagent_ended", "before_compaction", "after_compaction",
+  "subagent_spawned", "subagent_progress", "subagent_ended", "before_compaction", "after_compaction",
   "cron_reconciled", "cron_changed", "skill_proposal_changed", "skill_changed",
 ];
+/** OpenClaw leaves these out, with a line in its log and no more, unless the configuration allows them to the plugin. */
+const CONVERSATION = new Set(["before_agent_run", "llm_input", "llm_output", "agent_end"]);
 /** After these the process may exit: give the queue a moment. */
 const FLUSHED = new Set(["agent_end", "session_end", "gateway_stop"]);
 const FLUSH_MS = 1500;
+const CAUSE_MS = 100; // for the decision to be on record before the call that it asked for
 /** Approvals, gateway authentication and the like have no hook; these events are their only trace. */
 const DIAGNOSTICS = [
-  "security.event", "run.started", "run.completed", "tool.execution.blocked", "exec.process.completed",
-  "exec.approval.followup_suppressed", "model.failover", "diagnostic.async_queue.dropped", "gateway.rpc",
+  "security.event", "run.started", "run.completed", "tool.execution.blocked", "tool.loop", "exec.process.completed",
+  "exec.approval.followup_suppressed", "model.failover", "diagnostic.async_queue.dropped", "gateway.rpc", "skill.used",
+  "webhook.received", "webhook.error",
 ];
-const INTERNAL = ["command", "session:patch", "gateway:pre-restart"];
+const INTERNAL = [
+  "command", "session:patch", "session:auto-reset", "agent:bootstrap", "message:transcribed", "gateway:shutdown", "gateway:pre-restart",
+];
 
 // register() runs more than once in a process: lanes, heartbeat and subscription exist once, here.
 const shared = (globalThis[Symbol.for("clawtrail")] ??= { lanes: new Map(), generation: 0, stopPulse: null });
+shared.seen ??= new Set(); // hooks that have fired in this process
 
 function lanesFor(socket) {
   if (!shared.lanes.has(socket)) {
@@ -57,10 +65,17 @@ export default definePluginEntry({
     const acceptTimeoutMs = Math.max(atLeastMs, (Number(process.env.GATE_DEADLINE) || 3) * 1000 + 1000);
     const { gate, bulk } = lanesFor(socket);
     const generation = ++shared.generation;
+    const state = new GatewayState();
+    const conversation = api.config?.plugins?.entries?.clawtrail?.hooks?.allowConversationAccess === true;
+    const registered = [
+      ...[...Object.keys(GATES), ...OBSERVED].filter((hook) => conversation || !CONVERSATION.has(hook)),
+      ...INTERNAL.map((name) => `internal:${name}`), ...DIAGNOSTICS.map((name) => `diag:${name}`),
+    ];
 
     // Nothing here may throw into the host: a record that cannot be made is counted like any other loss.
     const observe = (hook, event, ctx) => {
       try {
+        shared.seen.add(hook);
         bulk.push(hook, record(hook, event, ctx));
       } catch (error) {
         api.logger.error(`clawtrail: ${hook} could not be recorded: ${error.message}`);
@@ -71,6 +86,8 @@ export default definePluginEntry({
     for (const [hook, blocked] of Object.entries(GATES)) {
       api.on(hook, async (event, ctx) => {
         try {
+          shared.seen.add(hook);
+          await bulk.flush(CAUSE_MS);
           await gate.send(record(hook, event, ctx), acceptTimeoutMs);
         } catch (error) {
           api.logger.error(`clawtrail: ${hook} not accepted at ${error.message}; no record, no action`);
@@ -80,7 +97,7 @@ export default definePluginEntry({
     }
     for (const hook of OBSERVED) {
       api.on(hook, (event, ctx) => {
-        observe(hook, event, ctx);
+        observe(hook, hook === "gateway_start" ? { ...event, hooks: registered.join(" "), ...inventory(ctx?.config) } : event, ctx);
         if (hook === "gateway_start") startPulse();
         if (hook === "gateway_stop") stopPulse();
         if (FLUSHED.has(hook)) return bulk.flush(FLUSH_MS);
@@ -88,9 +105,8 @@ export default definePluginEntry({
     }
     api.registerHook(INTERNAL, (event) => {
       const { type, action, sessionKey, timestamp, context } = event;
-      const { cfg, deps, bootstrapFiles, sessionEntry, previousSessionEntry, pluginConfig, ...rest } = context ?? {};
-      observe(`internal:${type}:${action}`, { sessionKey, timestamp, context: rest }, {});
-    }, { name: "clawtrail", description: "commands, session settings, restarts" });
+      observe(`internal:${type}:${action}`, { sessionKey, timestamp, context }, {});
+    }, { name: "clawtrail", description: "commands, session settings, bootstrap files, transcripts, restarts" });
 
     // Only the gateway has a pulse; the heartbeat's absence in the store means that it is gone or runs without us.
     function startPulse() {
@@ -98,8 +114,12 @@ export default definePluginEntry({
       const unsubscribe = onInternalDiagnosticEvent((event, meta) => {
         if (event.type === "gateway.rpc" && event.phase !== "response") return; // one record per call
         observe(`diag:${event.type}`, event, { trusted: meta?.trusted === true });
+        if (event.type === "security.event" && String(event.action).startsWith("exec.approval.")) void tellState();
       }, { include: DIAGNOSTICS });
-      const timer = setInterval(() => observe("heartbeat", status(), {}), heartbeatMs).unref();
+      const timer = setInterval(async () => {
+        await tellState();
+        observe("heartbeat", { ...status(), ...hookStatus() }, {});
+      }, heartbeatMs).unref();
       shared.stopPulse = () => {
         clearInterval(timer);
         unsubscribe?.();
@@ -109,6 +129,20 @@ export default definePluginEntry({
     // A reload registers the new instance before it stops the old one: that must not end the new pulse.
     function stopPulse() {
       if (generation === shared.generation) shared.stopPulse?.();
+    }
+
+    // One after the other: two readings at once would tell the same rows twice.
+    let telling = Promise.resolve();
+    function tellState() {
+      telling = telling.then(async () => {
+        for (const approval of await state.approvals()) observe("state:approval", approval, {});
+        for (const change of await state.changes()) observe("state:config-audit", change, {});
+      }).catch((error) => api.logger.error(`clawtrail: the gateway's state: ${error.message}`));
+      return telling;
+    }
+
+    function hookStatus() {
+      return { hooks: registered.join(" "), hooksSeen: [...shared.seen].join(" "), ...(state.error && { stateError: state.error }) };
     }
 
     function status() {
@@ -129,7 +163,7 @@ export default definePluginEntry({
       handler: async (_request, response) => {
         const failures = [];
         if (!shared.stopPulse) failures.push("the gateway has not started the plugin");
-        if (api.config?.plugins?.entries?.clawtrail?.hooks?.allowConversationAccess !== true) {
+        if (!conversation) {
           failures.push("hooks.allowConversationAccess of the plugin is not true: run and model hooks are dropped");
         }
         const unreachable = (error) => failures.push(`forwarder: ${error.message}`);

@@ -4,6 +4,8 @@
 import net from "node:net";
 import { setTimeout as wait } from "node:timers/promises";
 
+const MAX_WAITING = 1024; // records whose answer is not there yet; a gateway has a few actions at once
+const AWAY_MS = 300;
 const MAX_ANSWER = 64 * 1024; // an answer is a few bytes; more than this is not our forwarder
 
 /** The forwarder answered and said no; trying the same record again at once is pointless. */
@@ -33,6 +35,7 @@ class Connection {
 
   /** Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). `gate`: an action waits. */
   async exchange(line, deadline, gate = false) {
+    if (this.#waiting.size >= MAX_WAITING) throw new Error(`${MAX_WAITING} records wait for their answer already`);
     const socket = await this.#open(deadline);
     const n = ++this.#n;
     await new Promise((resolve, reject) => {
@@ -150,7 +153,7 @@ export class BulkLane {
   #queue = [];
   #dropped = {};
   #pumping = false;
-  #idle = [];
+  #flushing = [];
   accepted = 0;
   dropped = 0;
   bytes = 0;
@@ -182,10 +185,14 @@ export class BulkLane {
     void this.#pump();
   }
 
-  /** Waits until everything is accepted, at most `ms`. */
+  /** Waits until everything that is queued now is accepted, at most `ms`; a forwarder that is away is not waited for that long. */
   async flush(ms) {
     if (!this.#queue.length) return;
-    await Promise.race([new Promise((resolve) => this.#idle.push(resolve)), wait(ms, undefined, { ref: false })]);
+    const waiter = { left: this.#queue.length };
+    const done = new Promise((resolve) => (waiter.resolve = resolve));
+    this.#flushing.push(waiter);
+    await Promise.race([done, wait(this.connected ? ms : Math.min(ms, AWAY_MS), undefined, { ref: false })]);
+    this.#flushing = this.#flushing.filter((one) => one !== waiter);
   }
 
   #append(hook, line) {
@@ -207,6 +214,7 @@ export class BulkLane {
   #shift() {
     const record = this.#queue.shift();
     this.bytes -= record.line.length;
+    for (const waiter of this.#flushing) if (--waiter.left === 0) waiter.resolve();
     return record;
   }
 
@@ -238,6 +246,5 @@ export class BulkLane {
       if (!this.#queue.length) this.#tellDropped();
     }
     this.#pumping = false;
-    for (const resolve of this.#idle.splice(0)) resolve();
   }
 }

@@ -1,6 +1,7 @@
 // What a record carries. Mapping and redaction happen in the forwarder; here records only become small:
 // what is bulky and said elsewhere (system prompt, tool schemas, history) is replaced by its size and hash.
 import { createHash, randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
 
 export const MAX_RECORD = 256 * 1024; // bytes of one line; the forwarder's limit is 1 MiB
 
@@ -10,6 +11,7 @@ const digest = (value) => {
   const text = typeof value === "string" ? value : encode(value) ?? "";
   return { bytes: Buffer.byteLength(text), sha256: sha256(text) };
 };
+const short = (text) => sha256(text).slice(0, 16);
 const volume = (list) => ({ count: list.length, bytes: size(list) });
 
 /** JSON without cycles, functions and live handles; a string over `limit` keeps its head and tail. */
@@ -42,7 +44,7 @@ const SLIM = {
   llm_input: ({ systemPrompt, historyMessages, tools }) => ({
     systemPrompt: systemPrompt && digest(systemPrompt),
     historyMessages: historyMessages && volume(historyMessages),
-    tools: tools && { names: tools.map((tool) => tool?.name ?? tool?.function?.name), ...digest(tools) },
+    tools: tools && definitions(tools),
   }),
   agent_end: ({ messages }) => ({ messages: messages && volume(messages) }),
   before_reset: ({ messages }) => ({ messages: messages && volume(messages) }),
@@ -52,13 +54,57 @@ const SLIM = {
   before_message_write: ({ message }) => message?.role === "toolResult"
     ? { message: { ...message, content: message.content && volume(message.content), details: undefined } }
     : {},
+  "internal:agent:bootstrap": ({ context }) => ({ context: { ...plain(context), files: files(context?.bootstrapFiles ?? []) } }),
   channel_pairing_requested: () => ({ code: undefined }), // a live credential
 };
+
+const nameOf = (tool) => String(tool?.name ?? tool?.function?.name);
+
+/** Each tool's contract by its hash, and the hash of them all, whatever their order. */
+function definitions(tools) {
+  const defs = Object.fromEntries(tools.map((tool) => [nameOf(tool), short(encode(tool) ?? "")]));
+  const lines = Object.entries(defs).sort(([a], [b]) => (a < b ? -1 : 1)).map((line) => line.join(" "));
+  return { names: Object.keys(defs), defs, bytes: size(tools), sha256: sha256(lines.join("\n")) };
+}
+
+/** What the gateway was started with: capabilities by name and hash, nothing that could be a secret. */
+export function inventory(config) {
+  const servers = Object.entries(config?.mcp?.servers ?? {}).map(([name, server]) => ({
+    name,
+    transport: server?.transport ?? (server?.url ? "http" : "stdio"),
+    spec: [server?.command, ...(server?.args ?? []), server?.url].filter((part) => typeof part === "string").join(" "),
+    sha256: sha256(encode({ ...server, env: Object.keys(server?.env ?? {}), headers: Object.keys(server?.headers ?? {}) })),
+  }));
+  let file;
+  try {
+    file = digest(readFileSync(process.env.OPENCLAW_CONFIG_PATH ?? "", "utf8"));
+  } catch {
+    // Not a file that this process may read: the trail then says nothing about it.
+  }
+  const { exec, profile, deny, allow } = config?.tools ?? {};
+  return {
+    inventory: {
+      ...(file && { file }), mcp: servers, plugins: config?.plugins?.allow,
+      tools: { profile, deny, allow, security: exec?.security, ask: exec?.ask },
+    },
+  };
+}
+
+/** Files that OpenClaw puts into the prompt before a run. The forwarder keys their hashes: a short file could be guessed. */
+function files(list) {
+  return list.map(({ name, path, missing, content }) => ({ name, path, ...(missing || content === undefined ? { missing: true } : digest(content)) }));
+}
+
+const NEVER = [
+  "config", "cfg", "deps", "getCron", "dispatcher", "abortSignal", "bootstrapFiles", "sessionEntry", "previousSessionEntry", "pluginConfig",
+];
 
 /** ctx and gateway events carry live objects and the whole configuration: never on the record. */
 function plain(object) {
   if (!object || typeof object !== "object") return object ?? {};
-  const { config, cfg, deps, getCron, dispatcher, abortSignal, bootstrapFiles, ...rest } = object;
+  const rest = { ...object };
+  for (const name of NEVER) delete rest[name];
+  if (rest.context && typeof rest.context === "object") rest.context = plain(rest.context);
   return rest;
 }
 
