@@ -21,7 +21,7 @@ const OBSERVED = [
   "gateway_start", "gateway_stop", "session_start", "session_end", "before_reset", "agent_end",
   "after_tool_call", "resolve_exec_env", "before_message_write", "llm_input", "llm_output", "model_call_started", "model_call_ended",
   "message_received", "message_sent", "channel_pairing_requested",
-  "subagent_spawned", "subagent_progress", "subagent_ended", "before_compaction", "after_compaction",
+  "subagent_spawned", "subagent_ended", "before_compaction", "after_compaction",
   "cron_reconciled", "cron_changed", "skill_proposal_changed", "skill_changed",
 ];
 /** OpenClaw leaves these out, with a line in its log and no more, unless the configuration allows them to the plugin. */
@@ -33,7 +33,7 @@ const CAUSE_MS = 100; // for the decision to be on record before the call that i
 /** Approvals, gateway authentication and the like have no hook; these events are their only trace. */
 const DIAGNOSTICS = [
   "security.event", "run.started", "run.completed", "tool.execution.blocked", "tool.loop", "exec.process.completed",
-  "exec.approval.followup_suppressed", "model.failover", "diagnostic.async_queue.dropped", "gateway.rpc", "skill.used",
+  "exec.approval.followup_suppressed", "model.failover", "diagnostic.async_queue.dropped", "gateway.rpc",
   "webhook.received", "webhook.error",
 ];
 const INTERNAL = [
@@ -113,11 +113,13 @@ export default definePluginEntry({
       shared.stopPulse?.();
       const unsubscribe = onInternalDiagnosticEvent((event, meta) => {
         if (event.type === "gateway.rpc" && event.phase !== "response") return; // one record per call
-        observe(`diag:${event.type}`, event, { trusted: meta?.trusted === true });
-        if (event.type === "security.event" && String(event.action).startsWith("exec.approval.")) void tellState();
+        const tell = (more) => observe(`diag:${event.type}`, { ...event, ...more }, { trusted: meta?.trusted === true });
+        if (event.type === "security.event" && String(event.action).startsWith("exec.approval.")) {
+          void readState(async () => tell({ approvals: await state.approvals() }));
+        } else tell();
       }, { include: DIAGNOSTICS });
       const timer = setInterval(async () => {
-        await tellState();
+        await readState(tellState);
         observe("heartbeat", { ...status(), ...hookStatus() }, {});
       }, heartbeatMs).unref();
       shared.stopPulse = () => {
@@ -132,17 +134,24 @@ export default definePluginEntry({
     }
 
     // One after the other: two readings at once would tell the same rows twice.
-    let telling = Promise.resolve();
-    function tellState() {
-      telling = telling.then(async () => {
-        for (const approval of await state.approvals()) observe("state:approval", approval, {});
-        for (const change of await state.changes()) observe("state:config-audit", change, {});
-      }).catch((error) => api.logger.error(`clawtrail: the gateway's state: ${error.message}`));
-      return telling;
+    let reading = Promise.resolve();
+    function readState(read) {
+      reading = reading.then(read).catch((error) => api.logger.error(`clawtrail: the gateway's state: ${error.message}`));
+      return reading;
+    }
+
+    async function tellState() {
+      for (const approval of await state.approvals()) observe("state:approval", approval, {});
+      for (const change of await state.changes()) observe("state:config-audit", change, {});
     }
 
     function hookStatus() {
-      return { hooks: registered.join(" "), hooksSeen: [...shared.seen].join(" "), ...(state.error && { stateError: state.error }) };
+      return {
+        hooks: registered.join(" "),
+        hooksSeen: [...shared.seen].join(" "),
+        ...(!conversation && { hooksMissing: [...CONVERSATION].join(" ") }),
+        ...(state.error && { stateError: state.error }),
+      };
     }
 
     function status() {

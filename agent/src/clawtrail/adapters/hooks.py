@@ -94,6 +94,14 @@ def error(value: object) -> dict[str, Any] | None:
     return {"type": "error", "message": text(value)}
 
 
+def tool_error(value: object) -> dict[str, Any] | None:
+    """A call with bad arguments never ran: told apart from one that failed."""
+    found = error(value)
+    if found and text(found.get("message")).startswith("Validation failed"):
+        found["type"] = "validation"
+    return found
+
+
 def exit_error(details: dict[str, Any]) -> dict[str, Any] | None:
     code = details.get("exitCode")
     if details.get("timedOut"):
@@ -111,3 +119,40 @@ def tool_outcome(failure: object, result: dict[str, Any], details: dict[str, Any
     if isinstance(details.get("exitCode"), int) and details["exitCode"] != 0:
         return "failure"
     return "success" if result else "unknown"
+
+
+def listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def words(values: object) -> str | None:
+    """A list as one string, its members parted by spaces: the store finds no lists."""
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
+        return text(values) or None
+    return " ".join(word for value in values if (word := text(value))) or None
+
+
+def count(name: str, n: object) -> str | None:
+    return f"{name} {n}" if isinstance(n, int) else None
+
+
+def between(start: object, end: object) -> int | None:
+    return end - start if isinstance(start, int) and isinstance(end, int) else None
+
+
+def artifact(value: object) -> str | None:
+    """The version of a skill: the hash that OpenClaw gives it, else what it says."""
+    if isinstance(value, dict):
+        return next((text(value[k]) for k in ("treeHash", "contentHash", "hash", "version") if value.get(k)), None) or text(value)
+    return text(value) or None
+
+
+def model_name(event: dict[str, Any], side: str) -> str | None:
+    name, provider = event.get(f"{side}Model") or event.get(side), event.get(f"{side}Provider")
+    return "/".join(text(p) for p in (provider, name) if p) or None
+
+
+def attachments(media: object) -> dict[str, Any]:
+    """The members of `content` that name what came with a message."""
+    files = [group(m) for m in listed(media)]
+    return some({"mime": words(f.get("contentType") for f in files), "name": words(f.get("path") or f.get("url") for f in files)}) or {}

@@ -6,34 +6,27 @@ An action becomes two events, the attempt before and the outcome after, joined b
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable
 
 from .. import event as ev
 from ..errors import Denied, EventError
-from ..recorder import Receipt, Recorder
-from ..redact import Found
+from ..recorder import Recorder
 from ..rules import Hit, Rules, flag, wants
 from ..runs import Runs
-from ..watch import Watch, marks
+from ..watch import Watch
 from . import hooks
+from .desk import Call, Memory, Recorded
+from .gateway import Gateway
 
-_REMEMBER = 10_000  #: attempts whose outcome may still come
+__all__ = ["OpenClaw", "Recorded"]
+
 _SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"}
 #: Hooks whose content other hooks report in full.
 _SAID_ELSEWHERE = frozenset({"diag:run.started", "diag:exec.process.completed"})
 _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
 
 
-class Recorded(NamedTuple):
-    """One event that a record became."""
-
-    kind: str
-    fields: dict[str, Any]
-    receipt: Receipt
-
-
-class OpenClaw:
+class OpenClaw(Gateway):
     """Turns hook records into events of one recorder, and tells `runs` what is open. Not thread-safe.
 
     Args:
@@ -42,21 +35,20 @@ class OpenClaw:
     """
 
     def __init__(self, recorder: Recorder, runs: Runs | None = None, watch: Watch | None = None, rules: Rules | None = None) -> None:
-        self._recorder = recorder
-        self._watch = watch or Watch()
-        self._open = runs or Runs()
+        super().__init__(recorder, runs, watch)
         self._rules = Rules.load() if rules is None else rules
-        self._recorded: list[Recorded] = []
-        self._attempts: OrderedDict[str, str] = OrderedDict()
-        self._credentials: OrderedDict[str, list[tuple[str, dict[str, Any]]]] = OrderedDict()
-        self._steps: OrderedDict[str, int] = OrderedDict()
-        self._runs: OrderedDict[str, None] = OrderedDict()
-        self._current: OrderedDict[str, str] = OrderedDict()
-        self._inputs: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._credentials: Memory[list[tuple[str, dict[str, Any]]]] = Memory()
+        self._steps: Memory[int] = Memory()
+        self._runs: Memory[dict[str, Any] | None] = Memory()  # run: its actor
+        self._children: Memory[tuple[str, str | None]] = Memory()  # session of a subagent: event of its start, run of who started it
+        self._inputs: Memory[dict[str, Any]] = Memory()
+        self._took: Memory[object] = Memory()  # run: milliseconds of its last model call
+        self._hosts: Memory[str] = Memory()  # session: where its commands run
         self._hooks: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
             "before_agent_run": self._run_start,
             "before_tool_call": self._tool_call,
             "after_tool_call": self._tool_result,
+            "resolve_exec_env": self._exec_host,
             "before_message_write": self._message_write,
             "llm_input": self._llm_input,
             "llm_output": self._llm_output,
@@ -69,7 +61,7 @@ class OpenClaw:
             "message_sent": self._message_sent,
             "session_start": self._session_start,
             "session_end": self._session_end,
-            "before_reset": self._session_end,
+            "before_reset": self._reset,
             "subagent_spawned": self._subagent_start,
             "subagent_ended": self._subagent_end,
             "before_install": self._install,
@@ -91,6 +83,11 @@ class OpenClaw:
             "diag:model.failover": self._failover,
             "diag:diagnostic.async_queue.dropped": self._dropped,
             "diag:gateway.rpc": self._operator,
+            "diag:tool.loop": self._tool_loop,
+            "diag:webhook.received": self._webhook,
+            "diag:webhook.error": self._webhook,
+            "state:approval": self._approval,
+            "state:config-audit": self._config_audit,
         }
 
     @property
@@ -118,23 +115,42 @@ class OpenClaw:
     # -- runs and sessions ---------------------------------------------------------------------------------------
 
     def _run_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        trigger = ctx.get("trigger")
-        started = {"type": trigger if isinstance(trigger, str) and trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
-        fields = self._common(event, ctx) | {
-            "actor": hooks.some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"),
-                            "surface": ctx.get("channel") or ctx.get("messageProvider")}),
-            "trigger": hooks.some(started),
+        common = self._common(event, ctx)
+        session, run = common["session"], common["run"]
+        surface = hooks.text(ctx.get("channel") or ctx.get("messageProvider")) or None
+        actor = hooks.some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface}) or {}
+        if actor.get("id"):
+            actor["auth"] = "asserted" if surface == "webchat" else "verified"
+        trigger, caused_by, actor = self._started_by(run, session, event, ctx, actor)
+        fields = common | {
+            "caused_by": caused_by,
+            "actor": actor or None,
+            "trigger": hooks.some(trigger),
             "content": hooks.without_excerpt(self._content(hooks.text(event.get("prompt")))),
             "model": hooks.some({"provider": ctx.get("modelProviderId"), "requested": ctx.get("modelId"),
                             "system": hooks.digest(event.get("systemPrompt"))}),
+            "store": self._bootstrapped(session),
         }  # fmt: skip
-        self._remember(f"run:{fields.get('run')}", self._record("run.start", "attempt", fields))
-        self._runs[str(fields.get("run"))] = None
-        _bound(self._runs)
-        self._current[str(fields.get("session"))] = str(fields.get("run"))
-        _bound(self._current)
-        if fields["run"]:
-            self._open.started(fields["run"], fields["session"], hooks.group(fields["trace"]).get("id"))
+        self._attempts.put(f"run:{run}", self._record("run.start", "attempt", fields))
+        self._runs.put(run, actor or None)
+        self._current.put(session, run or "")
+        if run:
+            self._open.started(run, session, hooks.group(fields["trace"]).get("id"))
+
+    def _started_by(
+        self, run: object, session: object, event: dict[str, Any], ctx: dict[str, Any], actor: dict[str, Any]
+    ) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
+        """What a run's start names as its trigger, its cause and its actor. A subagent works for whoever its parent works for."""
+        child = self._children.get(str(session))
+        if isinstance(run, str) and run.startswith("announce:"):
+            return {"type": "agent", "ref": run.rpartition(":")[2]}, self._attempts.get(f"announce:{run.rpartition(':')[2]}"), {"type": "agent"}
+        if child:
+            asked_by = hooks.group(self._runs.get(str(child[1])))
+            root = asked_by.get("on_behalf_of") or asked_by.get("id")
+            return {"type": "agent", "ref": child[1]}, child[0], {k: v for k, v in actor.items() if k != "id"} | {"type": "agent"} | ({"on_behalf_of": root} if root else {})
+        trigger = ctx.get("trigger")
+        started = {"type": trigger if isinstance(trigger, str) and trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
+        return started, None, actor
 
     def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The host's own diagnostics, which no hook gates: a run that it knows and we do not went past the gate."""
@@ -145,42 +161,42 @@ class OpenClaw:
 
     def _run_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         fields = self._common(event, ctx)
-        run = fields.get("run")
+        run, session = fields["run"], str(fields["session"])
         fields |= {
             "caused_by": self._attempts.pop(f"run:{run}", None),
             "usage": hooks.some({"steps": self._steps.pop(str(run), None)}),
             "error": hooks.error(event.get("error")),
             "duration_us": hooks.micros(event.get("durationMs")),
         }
+        if self._current.get(session) == run:  # what is written from here on is of another run
+            self._current.pop(session)
         self._open.ended(str(run))
         success = event.get("success")
         self._record("run.end", "success" if success is True else "failure" if success is False else "unknown", fields)
 
-    def _session_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("session.start", "success", self._common(event, ctx) | {
-            "trigger": hooks.some({"type": "session", "ref": event.get("resumedFrom")}) if event.get("resumedFrom") else None})  # fmt: skip
-
-    def _session_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("session.end", "success", self._common(event, ctx) | {
-            "health": hooks.some({"reason": event.get("reason"), "messages": event.get("messageCount")}),
-            "duration_us": hooks.micros(event.get("durationMs"))})  # fmt: skip
-
     def _subagent_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         child = event.get("childSessionKey") or ctx.get("childSessionKey")
-        fields = self._common(event, {**ctx, "sessionKey": ctx.get("requesterSessionKey") or ctx.get("sessionKey")}) | {
-            "peer": hooks.some({"agent": event.get("agentId"), "session": child, "run": event.get("runId"), "role": event.get("label"), "proof": "host"}),
+        parent = hooks.text(ctx.get("requesterSessionKey") or ctx.get("sessionKey"))
+        run = self._current.get(parent)
+        fields = self._common({}, {"sessionKey": parent, "runId": run}) | {
+            "peer": hooks.some({"agent": event.get("agentId"), "session": child, "run": event.get("runId"), "role": event.get("label") or "child", "proof": "host"}),
             "model": hooks.some({"provider": event.get("resolvedProvider"), "requested": event.get("resolvedModel")}),
         }  # fmt: skip
-        self._remember(f"subagent:{child}", self._record("subagent.start", "attempt", fields))
+        started = self._record("subagent.start", "attempt", fields)
+        self._attempts.put(f"subagent:{child}", started)
+        self._children.put(child, (started, run))
 
     def _subagent_end(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         child = event.get("targetSessionKey") or ctx.get("childSessionKey")
+        if event.get("targetKind") == "acp" and f"subagent:{child}" not in self._attempts:
+            return  # every reset of a session reports the end of what never began
         outcome = {"ok": "success", "error": "failure", "timeout": "failure", "killed": "denied"}.get(str(event.get("outcome")), "unknown")
-        self._record("subagent.end", outcome, self._common(event, {**ctx, "sessionKey": ctx.get("requesterSessionKey")}) | {
+        ended = self._record("subagent.end", outcome, self._common({}, {"sessionKey": ctx.get("requesterSessionKey")}) | {
             "caused_by": self._attempts.pop(f"subagent:{child}", None),
             "peer": hooks.some({"session": child, "run": event.get("runId"), "proof": "host"}),
             "health": hooks.some({"reason": event.get("reason")}),
             "error": hooks.error(event.get("error"))})  # fmt: skip
+        self._attempts.put(f"announce:{hooks.text(event.get('runId'))}", ended)
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
@@ -192,7 +208,7 @@ class OpenClaw:
         written = ev.dumps(ev.clean(params))
         fields = common | {
             "step": self._step(common.get("run")),
-            "caused_by": self._attempts.get(f"decision:{tool.get('call_id')}") or self._attempts.get(f"run:{common.get('run')}"),
+            "caused_by": self._decided(tool, common),
             "actor": hooks.some({"type": "user", "id": requester.get("senderId"), "owner": requester.get("senderIsOwner"),
                             "surface": requester.get("channel")}),
             "tool": tool,
@@ -208,8 +224,10 @@ class OpenClaw:
         )  # fmt: skip
         fields["flag"] = flag(hits)
         attempt = self._record("tool.call", "attempt", fields)
-        self._remember(f"call:{tool.get('call_id')}", attempt)
-        self._open.tool_started(str(tool.get("call_id")), tool["name"])
+        call_id = str(tool.get("call_id"))
+        self._calls.put(call_id, Call(attempt, tool["name"], call_id, common["session"], common["run"], common["trace"], fields["content"]["sha256"]))
+        if common["run"]:  # POST /tools/invoke has no run, and its end is told by no hook
+            self._open.tool_started(call_id, tool["name"])
         for hit in hits:
             if not hit.rule.credential:
                 continue
@@ -221,8 +239,7 @@ class OpenClaw:
                 "flag": flag([hit]),
             }
             asked = self._record("credential.access", "attempt", access)
-            self._credentials.setdefault(str(tool.get("call_id")), []).append((asked, access))
-        _bound(self._credentials)
+            self._credentials.put(call_id, [*self._credentials.get(call_id, []), (asked, access)])
         if forbidden := wants(hits, "deny") or wants(hits, "approve"):
             self._forbid(forbidden, common | {"caused_by": attempt, "tool": tool})
 
@@ -236,39 +253,79 @@ class OpenClaw:
         result = hooks.group(event.get("result"))
         details = hooks.group(result.get("details"))
         tool, error = self._tool(event, ctx), event.get("error")
-        self._open.tool_ended(str(tool.get("call_id")))
+        call_id = str(tool.get("call_id"))
+        self._open.tool_ended(call_id)
         if details.get("mcpServer"):
             tool["server"] = details["mcpServer"]
+        common, call = self._common(event, ctx), self._calls.pop(call_id, None)
         outcome = hooks.tool_outcome(error, result, details)
-        fields = self._common(event, ctx) | {
-            "step": self._steps.get(str(ctx.get("runId") or event.get("runId"))),
-            "caused_by": self._attempts.pop(f"call:{tool.get('call_id')}", None),
+        fields = common | {
+            "step": self._steps.get(str(common["run"])),
+            "trace": common["trace"] or (call.trace if call else None),
+            "caused_by": call.event if call else self._decided(tool, common),  # bad arguments: decided, and never called
             "tool": tool,
             "content": self._content(hooks.text(result.get("content"))) if result else None,
-            "error": hooks.error(error) or hooks.exit_error(details),
+            "policy": self._refusal(error) if outcome == "denied" else None,
+            "error": hooks.tool_error(error) or hooks.exit_error(details),
             "duration_us": hooks.micros(event.get("durationMs")),
         }
+        if call:
+            fields |= self._rewritten(call, event)
         self._record("tool.result", outcome, fields)
-        for asked, access in self._credentials.pop(str(tool.get("call_id")), []):
+        for asked, access in self._credentials.pop(call_id, []):
             self._record("credential.access", outcome, access | {"caused_by": asked})
+
+    def _decided(self, tool: dict[str, Any], common: dict[str, Any]) -> str | None:
+        return self._attempts.get(f"decision:{tool.get('call_id')}") or self._attempts.get(f"run:{common['run']}")
+
+    def _rewritten(self, call: Call, event: dict[str, Any]) -> dict[str, Any]:
+        """What ran is not what was asked for: another plugin changed the parameters after our gate had seen them."""
+        ran = event.get("params")
+        if not isinstance(ran, dict):
+            return {}
+        after = self._content(ev.dumps(ev.clean(ran)))["sha256"]
+        if after == call.params:
+            return {}
+        return {"params": ran, "policy": {"engine": "openclaw", "verdict": "modify", "rule": "before_tool_call", "before": call.params, "after": after}}
+
+    def _refusal(self, error: object) -> dict[str, Any]:
+        """Who said no. OpenClaw does not tell which plugin did; our own gate is known by its words."""
+        words = hooks.text(error)
+        ours = "no record, no action" in words.lower()
+        return {"engine": "clawtrail" if ours else "openclaw", "rule": "gate" if ours else "before_tool_call",
+                "verdict": "error" if ours else "deny", "mode": "closed", "reason": words}  # fmt: skip
+
+    def _exec_host(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """Where the session's next command runs: `none` is the gateway's own container."""
+        host = hooks.text(event.get("host"))
+        self._hosts.put(ctx.get("sessionKey") or event.get("sessionKey"), {"gateway": "none"}.get(host, host))
+
+    def _tool_loop(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        action = hooks.text(event.get("action"))
+        self._record("policy.decision", "denied" if action == "block" else "success", self._common(event, ctx) | {
+            "tool": self._tool(event, ctx),
+            "policy": hooks.some({"engine": "openclaw", "rule": f"tool.loop {hooks.text(event.get('detector'))}".strip(),
+                             "verdict": "block" if action == "block" else "flag", "reason": event.get("message")})})  # fmt: skip
 
     def _tool(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
         name = hooks.text(event.get("toolName") or ctx.get("toolName")) or "unknown"
         server, _, inner = name.partition("__")
         return hooks.some({
             "name": name, "type": "mcp" if inner else event.get("toolKind") or "builtin",
-            "call_id": event.get("toolCallId") or ctx.get("toolCallId"), "server": server if inner else None}) or {}  # fmt: skip
+            "call_id": event.get("toolCallId") or ctx.get("toolCallId"), "server": server if inner else None,
+            "primitive": "tool" if inner else None, "sandbox": self._hosts.get(str(ctx.get("sessionKey"))) if name == "exec" else None}) or {}  # fmt: skip
 
     # -- the model -----------------------------------------------------------------------------------------------
 
     def _llm_input(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """Once per run: what every request of the run carries. Goes into their `model` group."""
         tools = hooks.group(event.get("tools"))
-        names = tools.get("names")
-        self._inputs[str(event.get("runId") or ctx.get("runId"))] = {
-            "system": hooks.digest(event.get("systemPrompt")), "tools": tools.get("sha256"),
-            "tools_n": len(names) if isinstance(names, list) else None}  # fmt: skip
-        _bound(self._inputs)
+        names, defs = tools.get("names"), hooks.group(tools.get("defs"))
+        self._inputs.put(event.get("runId") or ctx.get("runId"), {
+            "system": hooks.digest(event.get("systemPrompt")), "prompt": self._content(hooks.text(event.get("prompt")))["sha256"],
+            "tools": tools.get("sha256"), "tools_n": len(names) if isinstance(names, list) else None})  # fmt: skip
+        for name, before, after in self._watch.definitions({str(k): v for k, v in defs.items() if isinstance(v, str)}):
+            self._change("success", {"what": "tool", "name": name, "before": before, "after": after}, event, ctx)
 
     def _llm_output(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The answer is on record as decisions; what counts here is who ran the model: another harness has no gate of ours."""
@@ -280,16 +337,20 @@ class OpenClaw:
 
     def _model_request(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         fields = self._common(event, ctx)
-        fields["model"] = hooks.some({**(hooks.model(event) or {}), **self._inputs.get(str(fields["run"]), {})})
-        fields["caused_by"] = self._attempts.get(f"run:{fields.get('run')}")
+        budget = event.get("contextTokenBudget")
+        fields["model"] = hooks.some({
+            **(hooks.model(event) or {}), "params": {"context": str(budget)} if budget else None, **self._inputs.get(str(fields["run"]), {})})  # fmt: skip
+        fields["caused_by"] = self._attempts.get(f"run:{fields['run']}")
         asked = self._record("model.request", "attempt", fields)
-        self._remember(f"model:{event.get('callId')}", asked)
+        self._attempts.put(f"model:{event.get('callId')}", asked)
+        self._attempts.put(f"request:{fields['run']}", asked)
         if span := hooks.group(fields["trace"]).get("span"):
             self._open.called(span, fields["run"], fields["session"], asked)
 
     def _model_ended(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         asked = self._attempts.pop(f"model:{event.get('callId')}", None)
         if event.get("outcome") == "completed":
+            self._took.put(event.get("runId") or ctx.get("runId"), event.get("durationMs"))
             return  # the decision itself comes with before_message_write
         self._open.came_to_nothing(hooks.text(hooks.group(ctx.get("trace")).get("spanId")))
         fields = self._common(event, ctx) | {
@@ -305,7 +366,7 @@ class OpenClaw:
         if not ctx.get("runId"):  # this hook does not say which run it belongs to; a session has one at a time
             ctx = {**ctx, "runId": self._current.get(hooks.text(ctx.get("sessionKey")))}
         if role == "user":
-            self._record("message.in", "success", self._common(event, ctx) | {"content": self._content(hooks.text(message.get("content")))})
+            self._user_wrote(event, ctx, hooks.text(message.get("content")))
         elif role == "assistant":
             self._decision(event, ctx, message)
         # a toolResult is on record as tool.result
@@ -314,162 +375,32 @@ class OpenClaw:
         calls = [hooks.some({"id": p.get("id"), "tool": p.get("name")}) for p in hooks.parts(message) if p.get("type") == "toolCall"]
         stop = message.get("stopReason")
         usage = hooks.group(message.get("usage"))
-        fields = self._common(event, ctx) | {
+        common = self._common(event, ctx)
+        run = common["run"]
+        fields = common | {
+            "caused_by": self._attempts.get(f"request:{run}"),
             "content": self._content(hooks.text(message.get("content"))),
             "model": hooks.some({"via": "hook", "provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
-            "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
-            "usage": hooks.some({"input": usage.get("input"), "output": usage.get("output"),
+            "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None, "tools": hooks.words((c or {}).get("tool") for c in calls)}),
+            "usage": hooks.some({"input": usage.get("input"), "output": usage.get("output"), "reasoning": usage.get("reasoning"),
                             "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite")}),
             "error": hooks.error(message.get("errorMessage")),
+            "duration_us": hooks.micros(self._took.pop(str(run), None)),
         }  # fmt: skip
         decided = self._record("model.decision", "failure" if stop in ("error", "aborted") else "success", fields)
         for call in calls:
-            self._remember(f"decision:{(call or {}).get('id')}", decided)
-
-    # -- messages ------------------------------------------------------------------------------------------------
-
-    def _message_in(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("message.in", "success", self._common(event, ctx) | {
-            "actor": hooks.some({"type": "user", "id": event.get("senderId") or event.get("from"), "surface": ctx.get("channelId")}),
-            "content": self._content(hooks.text(event.get("content")))})  # fmt: skip
-
-    def _message_sending(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._message_out("attempt", event, ctx)
-
-    def _message_sent(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._message_out("failure" if event.get("success") is False or event.get("error") else "success", event, ctx)
-
-    def _message_out(self, outcome: str, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        payload = hooks.group(event.get("payload"))
-        self._record("message.out", outcome, self._common(event, ctx) | {
-            "content": self._content(hooks.text(event.get("content") or payload.get("text"))),
-            "target": hooks.some({"type": "channel", "id": event.get("to") or ctx.get("conversationId") or ctx.get("channelId")}),
-            "error": hooks.error(event.get("error"))})  # fmt: skip
-
-    # -- the gateway ---------------------------------------------------------------------------------------------
-
-    def _gateway_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("system.start", "success", {"health": hooks.some({"component": "openclaw", "port": event.get("port") or ctx.get("port")})})
-
-    def _gateway_stop(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("system.stop", "success", {"health": hooks.some({"component": "openclaw", "reason": event.get("reason")})})
-
-    def _heartbeat(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("system.heartbeat", "success", {"health": {"component": "openclaw", "plugin": "loaded"} | event})
-
-    def _dropped(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        counts = hooks.group(event.get("counts"))
-        number = sum(n for n in counts.values() if isinstance(n, int)) or event.get("count") or event.get("droppedCount")
-        self._record("system.drop", "failure", {
-            "dropped": hooks.some({"n": number, "reason": "queue-full", "lane": "openclaw" if self._hook.startswith("diag:") else "plugin",
-                              "hooks": " ".join(f"{hook}:{n}" for hook, n in counts.items())}),
-            "error": hooks.error(event.get("error"))})  # fmt: skip
-
-    def _internal(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        """Events that OpenClaw names with colons: commands of the user, session settings, a restart."""
-        name = self._hook.removeprefix("internal:")
-        if name.startswith("command:"):
-            self._record("message.in", "success", self._common(event, ctx) | {"content": self._content("/" + name.removeprefix("command:"))})
-        elif name.startswith("gateway:"):
-            self._record("system.stop", "attempt", {"health": {"component": "openclaw", "reason": name}})
-        else:
-            self._change("success", {"what": "config", "name": name, "after": hooks.text(event.get("context"))}, event, ctx)
-
-    def _operator(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        """A call of the gateway's control interface."""
-        outcome = {"ok": "success", "success": "success", "completed": "success", "error": "failure"}.get(hooks.text(event.get("outcome")), "unknown")
-        self._change(outcome, {"what": "config", "name": event.get("method"), "by": "operator"}, event, ctx)
-
-    def _pairing(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("auth.login", "attempt", self._common(event, ctx) | {
-            "actor": hooks.some({"type": "user", "id": event.get("senderId"), "auth": "none", "surface": event.get("channel") or ctx.get("channelId")})})  # fmt: skip
-
-    def _compaction_attempt(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("attempt", {"what": "prompt", "name": "compaction", "before": event.get("messageCount")}, event, ctx)
-
-    def _compaction(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("success", {"what": "prompt", "name": "compaction", "after": event.get("compactedCount")}, event, ctx)
-
-    def _failover(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("success", {"what": "model", "name": "failover", "before": hooks.text(event.get("from") or event.get("fromModel")),
-                                 "after": hooks.text(event.get("to") or event.get("toModel")), "by": hooks.text(event.get("reason"))}, event, ctx)  # fmt: skip
+            self._attempts.put(f"decision:{(call or {}).get('id')}", decided)
 
     def _blocked(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        tool = self._tool(event, ctx)
+        call = self._calls.get(str(tool.get("call_id")))
         self._record("policy.decision", "denied", self._common(event, ctx) | {
-            "tool": self._tool(event, ctx),
+            "caused_by": call.event if call else None, "tool": tool,
             "policy": hooks.some({"engine": "openclaw", "verdict": "deny", "rule": event.get("deniedReason") or event.get("code"),
                              "reason": event.get("reason")})})  # fmt: skip
-
-    def _approval_suppressed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("approval.result", "unknown", self._common(event, ctx) | {
-            "approval": hooks.some({"id": event.get("approvalId"), "state": "suppressed"}), "error": hooks.error(event.get("reason"))})  # fmt: skip
-
-    def _install(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("attempt", {"what": event.get("targetType") or "plugin", "name": event.get("targetName")}, event, ctx)
-
-    def _cron(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        job = hooks.group(event.get("job"))
-        self._change("success", {"what": "schedule", "name": job.get("name") or event.get("jobId") or "all",
-                                 "after": event.get("action") or event.get("reason")}, event, ctx)
-
-    def _skill(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("success", {"what": "skill", "name": event.get("name"), "before": hooks.text(event.get("before")),
-                                 "after": hooks.text(event.get("after"))}, event, ctx)  # fmt: skip
-
-    def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._record("config.change", outcome, self._common(event, ctx) | {"change": hooks.some(change)})
-
-    def _security(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        action = hooks.text(event.get("action"))
-        outcome = {"succeeded": "success", "success": "success", "allowed": "success", "denied": "denied", "failed": "failure",
-                   "failure": "failure"}.get(hooks.text(event.get("outcome")), "unknown")  # fmt: skip
-        policy = hooks.group(event.get("policy"))
-        fields = self._common(event, ctx) | {"policy": hooks.some({"engine": "openclaw", "rule": action, "verdict": policy.get("decision"),
-                                                              "reason": policy.get("reason")})}  # fmt: skip
-        if action.startswith("exec.approval."):
-            state = action.rpartition(".")[2]
-            kind = "approval.request" if state == "requested" else "approval.result"
-            outcome = {"requested": "attempt", "approved": "success", "denied": "denied"}.get(state, outcome)
-            self._record(kind, outcome, fields | {"approval": {"state": state}})
-        elif action.startswith(("gateway.auth.", "device.")):
-            self._record("auth.login", outcome, fields | {"actor": hooks.some({"type": "user", "auth": "verified" if outcome == "success" else "none"})})
-        else:
-            self._record("policy.decision", outcome, fields)
-
-    # -- shared --------------------------------------------------------------------------------------------------
-
-    def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
-        fields = self._watch.see(kind, outcome, fields)
-        receipt = self._recorder.record(kind, outcome, time=self._time, **fields)
-        self._watch.recorded(kind, fields, receipt.id)
-        self._recorded.append(Recorded(kind, fields, receipt))
-        return receipt.id
-
-    def _common(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
-        trace = hooks.group(ctx.get("trace") or event.get("trace"))
-        return {
-            "session": hooks.text(ctx.get("sessionKey") or event.get("sessionKey")) or None,
-            "run": hooks.text(ctx.get("runId") or event.get("runId")) or None,
-            "trace": hooks.some({"id": trace.get("traceId"), "span": trace.get("spanId"), "parent": trace.get("parentSpanId")}),
-        }
-
-    def _content(self, text: str) -> dict[str, Any]:
-        found = Found()
-        redacted = self._recorder.redactor.string(text, found)
-        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
 
     def _step(self, run: object) -> int | None:
         if not run:
             return None
-        self._steps[str(run)] = self._steps.get(str(run), 0) + 1
-        _bound(self._steps)
+        self._steps.put(run, self._steps.get(str(run), 0) + 1)
         return self._steps[str(run)]
-
-    def _remember(self, key: str, ident: str) -> None:
-        self._attempts[key] = ident
-        _bound(self._attempts)
-
-
-def _bound(memory: OrderedDict[str, Any]) -> None:
-    while len(memory) > _REMEMBER:
-        memory.popitem(last=False)

@@ -1,0 +1,93 @@
+"""Where the readings of one OpenClaw gateway are recorded: what they share, and what they remember of one another."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple, TypeVar
+
+from .. import event as ev
+from ..recorder import Receipt, Recorder
+from ..redact import Found
+from ..runs import Runs
+from ..watch import Watch, marks
+from . import hooks
+
+REMEMBER = 10_000  #: attempts whose outcome may still come
+
+V = TypeVar("V")
+
+
+class Recorded(NamedTuple):
+    """One event that a record became."""
+
+    kind: str
+    fields: dict[str, Any]
+    receipt: Receipt
+
+
+class Memory(OrderedDict[str, V]):
+    """The newest REMEMBER entries; what is older is forgotten."""
+
+    def put(self, key: object, value: V) -> None:
+        self[str(key)] = value
+        self.move_to_end(str(key))
+        while len(self) > REMEMBER:
+            self.popitem(last=False)
+
+
+class Call(NamedTuple):
+    """A tool call that has not come back: the id of its event, and what its outcome does not say itself."""
+
+    event: str
+    name: str
+    call_id: str
+    session: str | None
+    run: str | None
+    trace: dict[str, Any] | None
+    params: str  #: SHA-256 of the redacted parameters
+
+
+class Desk:
+    """One recorder, the hook that is being read, and what was recorded before. Not thread-safe."""
+
+    def __init__(self, recorder: Recorder, runs: Runs | None, watch: Watch | None) -> None:
+        self._recorder = recorder
+        self._watch = watch or Watch()
+        self._open = runs or Runs()
+        self._hook, self._time = "", None  # type: str, float | None
+        self._recorded: list[Recorded] = []
+        self._attempts: Memory[str] = Memory()
+        self._calls: Memory[Call] = Memory()
+        self._current: Memory[str] = Memory()  # session: the run that goes on in it
+        self._versions: Memory[str] = Memory()  # of files, servers, configuration: what was last seen of each
+
+    def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
+        fields = self._watch.see(kind, outcome, fields)
+        receipt = self._recorder.record(kind, outcome, time=self._time, **fields)
+        self._watch.recorded(kind, fields, receipt.id)
+        self._recorded.append(Recorded(kind, fields, receipt))
+        return receipt.id
+
+    def _common(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
+        trace = hooks.group(ctx.get("trace") or event.get("trace"))
+        return {
+            "session": hooks.text(ctx.get("sessionKey") or event.get("sessionKey")) or None,
+            "run": hooks.text(ctx.get("runId") or event.get("runId")) or None,
+            "trace": hooks.some({"id": trace.get("traceId"), "span": trace.get("spanId"), "parent": trace.get("parentSpanId")}),
+        }
+
+    def _content(self, text: str) -> dict[str, Any]:
+        found = Found()
+        redacted = self._recorder.redactor.string(text, found)
+        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
+
+    def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any], **more: Any) -> str:
+        return self._record("config.change", outcome, self._common(event, ctx) | {"change": hooks.some(change), **more})
+
+    def _compare(self, what: str, name: str, after: str, **more: Any) -> None:
+        """A config.change when this is not what was last seen under the name; `none` stands for nothing."""
+        key = f"{what} {name}"
+        before = self._versions.get(key, "none")
+        if before != after:
+            self._versions.put(key, after)
+            self._change("success", {"what": what, "name": name, "before": before, "after": after, **more}, {}, {})
