@@ -12,6 +12,12 @@ const digest = (value) => {
   return { bytes: Buffer.byteLength(text), sha256: sha256(text) };
 };
 const short = (text) => sha256(text).slice(0, 16);
+/** Each line as 32 bits of its hash, as `watch.line_digests` does: enough to see that an answer repeats them, no more. */
+const lines = (text, shortest = 24, most = 512) => text.split(/\r\n|\r|\n/)
+  .map((line) => line.toLowerCase().split(/\s+/).filter(Boolean).join(" "))
+  .filter((line) => line.length >= shortest)
+  .slice(0, most)
+  .map((line) => sha256(line).slice(0, 8));
 const volume = (list) => ({ count: list.length, bytes: size(list) });
 
 /** JSON without cycles, functions and live handles; a string over `limit` keeps its head and tail. */
@@ -42,7 +48,7 @@ const SLIM = {
     messages: messages && volume(messages),
   }),
   llm_input: ({ systemPrompt, historyMessages, tools }) => ({
-    systemPrompt: systemPrompt && digest(systemPrompt),
+    systemPrompt: systemPrompt && { ...digest(systemPrompt), lines: lines(String(systemPrompt)) },
     historyMessages: historyMessages && volume(historyMessages),
     tools: tools && definitions(tools),
   }),

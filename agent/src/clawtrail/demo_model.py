@@ -10,6 +10,10 @@ whatever stands in square brackets before `TOOL` on its line (agents put the tim
 every call has its result the model answers `DONE n tool results: …`. A `TOOL` line that cannot be
 read is answered with a text that names the line, and no call of that script is made.
 
+`TOOL say {"text": "…"}` is no tool: the model answers with that text. `"recite": n` adds the first n lines of its
+system prompt. A line with the one word `GULLIBLE` makes it a model that obeys what it reads: the `TOOL` lines of each
+tool result are done next, as an injected instruction would be. For a rehearsal of attacks.
+
 Endpoints: POST /v1/chat/completions (streaming or not), GET /v1/models, GET /healthz.
 """
 
@@ -29,6 +33,8 @@ MAX_BODY = 16 * 1024 * 1024  # bytes of one request; an agent's tools and histor
 
 _DIRECTIVE = re.compile(r"^[ \t]*(?:\[[^\]\n]*\][ \t]*)*TOOL(?=[ \t]|$)[ \t]*", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
+_GULLIBLE = re.compile(r"^[ \t]*(?:\[[^\]\n]*\][ \t]*)*GULLIBLE[ \t]*$", re.MULTILINE)
+_OBEYED_MAX = 200  #: calls that one script may lead to through what the model reads
 
 
 class ScriptError(ValueError):
@@ -72,26 +78,50 @@ def parse_script(text: str) -> list[Call]:
 def decide(messages: list[Any]) -> str | Call:
     """What the model does next in a conversation (OpenAI `messages`): a text, or a tool call."""
     try:
-        calls, after = _current_script(messages)
+        script, after = _current_script(messages)
     except ScriptError as error:
         return f"I cannot read the script: {error}"
     results = [_text(message) for message in after if message.get("role") == "tool"]
-    if len(results) < len(calls):
-        return calls[len(results)]
+    calls = parse_script(script)
+    gullible = _GULLIBLE.search(script) is not None
+    for result in results[:_OBEYED_MAX]:
+        calls = (_obeyed(result) if gullible else []) + calls[1:]
+    calls = calls if len(results) <= _OBEYED_MAX else []
+    if calls and calls[0].name == "say":
+        return _said(calls[0].arguments, messages)
+    if calls:
+        return calls[0]
     summary = " | ".join(" ".join(result.split())[:80] for result in results)
     return f"DONE {len(results)} tool results: {summary}" if results else "DONE 0 tool results"
 
 
-def _current_script(messages: list[Any]) -> tuple[list[Call], list[dict[str, Any]]]:
+def _obeyed(result: str) -> list[Call]:
+    """The calls that a tool result asks for, also when it stands inside a JSON string; what cannot be read is ignored."""
+    for text in (result, result.replace("\\n", "\n").replace('\\"', '"').replace("\\\\", "\\")):
+        try:
+            if calls := parse_script(text):
+                return calls
+        except ScriptError:
+            continue
+    return []
+
+
+def _said(arguments: dict[str, Any], messages: list[Any]) -> str:
+    lines = [line for m in messages if isinstance(m, dict) and m.get("role") in ("system", "developer") for line in _text(m).splitlines()]
+    recited = lines[: arguments["recite"]] if isinstance(arguments.get("recite"), int) else []
+    return "\n".join([str(arguments.get("text", "")), *recited])
+
+
+def _current_script(messages: list[Any]) -> tuple[str, list[dict[str, Any]]]:
     """The newest script and the messages after it; none when it was already answered."""
     messages = [message for message in messages if isinstance(message, dict)]
     for index in range(len(messages) - 1, -1, -1):
         message = messages[index]
         if message.get("role") == "assistant" and not message.get("tool_calls"):
             break
-        if message.get("role") == "user" and (calls := parse_script(_text(message))):
-            return calls, messages[index + 1 :]
-    return [], []
+        if message.get("role") == "user" and parse_script(text := _text(message)):
+            return text, messages[index + 1 :]
+    return "", []
 
 
 def _text(message: dict[str, Any]) -> str:

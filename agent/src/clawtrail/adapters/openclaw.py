@@ -319,6 +319,8 @@ class OpenClaw(Gateway):
 
     def _llm_input(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """Once per run: what every request of the run carries. Goes into their `model` group."""
+        said = hooks.group(event.get("systemPrompt")).get("lines")
+        self._watch.instructions(ctx.get("sessionKey") or event.get("sessionKey"), said if isinstance(said, list) else ())
         tools = hooks.group(event.get("tools"))
         names, defs = tools.get("names"), hooks.group(tools.get("defs"))
         self._inputs.put(event.get("runId") or ctx.get("runId"), {
