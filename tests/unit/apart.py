@@ -114,7 +114,7 @@ class Load:
         while not self._done.is_set():
             due += self._pause
             began = time.monotonic()
-            self._recorder.record("tool.call", "attempt", params={"i": self.count}, content={"excerpt": self._text})
+            self._recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": self.count}, content={"excerpt": self._text})
             self.count += 1
             self.longest = max(self.longest, time.monotonic() - began)
             if (early := due - time.monotonic()) > 0:

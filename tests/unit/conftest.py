@@ -13,8 +13,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from clawtrail import Recorder, TLSSysLogHandler, shipper
+from clawtrail import recorder as recorder_module
 from clawtrail.pki import Authority, pem, write
 from receiver import PlainListener, Receiver
+from shapes import Shapes
 
 settings.register_profile("unit", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("unit")
@@ -59,11 +61,23 @@ def pki(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def spool(tmp_path, monkeypatch):
+def shapes(request):
+    """No test makes an event that the schema does not describe, unless it says that it does so on purpose."""
+    shapes = Shapes()
+    recorder_module._taps.add(shapes.line)
+    yield shapes
+    recorder_module._taps.discard(shapes.line)
+    wrong = shapes.own if request.node.get_closest_marker("odd_events") else shapes.own + shapes.wrong
+    assert not wrong, "\n".join(["events that are not of the schema:", *wrong])
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path, monkeypatch, shapes):
     """Where recorders that are told nothing else keep their events: nobody adopts what another test left."""
     folder = tmp_path.with_name(f"{tmp_path.name}-spool")
     monkeypatch.setenv("CLAWTRAIL_SPOOL", str(folder))
     yield folder
+    shapes.spool(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -74,7 +88,7 @@ def impatient(monkeypatch):
 
 
 @pytest.fixture
-def make_receiver(pki):
+def make_receiver(pki, shapes):
     made: list[Receiver] = []
 
     def make(files=None, client_ca: Path | None = None, tls: ssl.TLSVersion | None = None) -> Receiver:
@@ -86,6 +100,7 @@ def make_receiver(pki):
     for receiver in made:
         receiver.kill()
         assert receiver.raw is not None and not receiver.failures  # all of it was frames, whether the test looked or not
+        shapes.frames(receiver.raw)
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def test_an_action_may_be_denied_by_its_own_policy(recorder, receiver):
     assert (second["outcome"], second["error"]) == ("denied", {"type": "RuntimeError", "message": "not on the list"})
 
 
+@pytest.mark.odd_events("a policy.decision without its policy")
 @pytest.mark.parametrize(
     ("kind", "result", "kinds", "group"),
     [

@@ -31,7 +31,7 @@ def more(load, recorder, n=300):
 
 def fill(recorder, n, size=400):
     for i in range(n):
-        recorder.record("tool.call", "attempt", params={"i": i}, content={"excerpt": "x" * size})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i}, content={"excerpt": "x" * size})
 
 
 def test_what_is_proven_was_read_before_a_barrier(receiver, recorder):

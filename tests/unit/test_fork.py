@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", "This process .* is multi-threaded", Deprecati
 
 def record(recorder, who, n):
     for i in range(n):
-        recorder.record("tool.call", "attempt", params={"who": who, "i": i})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": who, "i": i})
 
 
 def in_child(work):
@@ -146,7 +146,7 @@ def work(port, tls):
     from clawtrail import Recorder
     recorder = Recorder(("127.0.0.1", port), tls, agent="agent-1")
     for i in range(100):
-        recorder.record("tool.call", "attempt", params={"who": "worker", "i": i})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": "worker", "i": i})
 if __name__ == "__main__":
     worker = multiprocessing.get_context(sys.argv[3]).Process(target=work, args=(int(sys.argv[1]), sys.argv[2]))
     worker.start()
@@ -232,7 +232,7 @@ import os, sys, time
 from clawtrail import Recorder
 recorder = Recorder(("127.0.0.1", int(sys.argv[1])), sys.argv[2], agent="agent-1")
 for i in range(100):
-    recorder.record("tool.call", "attempt", params={"who": "dead parent", "i": i})
+    recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": "dead parent", "i": i})
 if pid := os.fork():
     print(pid, flush=True)
     os._exit(0)

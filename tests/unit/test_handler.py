@@ -214,6 +214,7 @@ def test_what_python_itself_puts_on_a_record_is_no_field(log, receiver):
     assert not any("fields" in e["log"] for e in arrived(receiver, 2))
 
 
+@pytest.mark.odd_events("fields and records made of anything")
 @pytest.mark.parametrize("value", [Unprintable(), float("nan"), b"\xff\0", 10**5000, {1, 2}, Evil(a=1), object, 1j, "\ud800", [[[[[[[[[[[1]]]]]]]]]]], ssl], ids=lambda v: type(v).__name__)
 def test_no_value_loses_the_event(value, log, receiver, quiet):
     loop = {"self": None}
@@ -224,6 +225,7 @@ def test_no_value_loses_the_event(value, log, receiver, quiet):
     assert len(events) == 10 and {e["content"]["excerpt"] for e in events} <= {"said", "\\ud800"} and log.handlers[0].stats()["dropped"] == {}
 
 
+@pytest.mark.odd_events("fields and records made of anything")
 @pytest.mark.parametrize("foreign", [{"created": "today"}, {"created": float("nan")}, {"levelno": "high"}, {"name": None}, {"levelname": 7}, {"exc_info": True}, {"exc_info": ValueError("x")}, {"exc_info": 5}, {"exc_text": 5}, {"stack_info": 5}, {"args": 5}], ids=str)
 def test_a_record_made_of_foreign_data_is_an_event_all_the_same(foreign, log, receiver, quiet):
     log.handlers[0].handle(logging.makeLogRecord({"msg": "said"} | foreign))
@@ -325,12 +327,12 @@ def test_what_is_logged_while_a_record_is_handled_follows_it_and_ends(where, log
         ours.addFilter(TalkativeFilter(log))
     if where == "formatter":
         ours.setFormatter(TalkativeFormatter(log))
-    ambient = {"actor": {"who": talkative}} if where == "context" else {}
+    ambient = {"actor": {"id": talkative}} if where == "context" else {}
     with context(**ambient):
         log.info(
             talkative if where == "message" else "said %s",
             *[talkative] if where == "argument" else ["it"] if where != "message" else [],
-            extra={"who": talkative} if where == "extra" else None,
+            extra={"id": talkative} if where == "extra" else None,
             exc_info=ValueError(talkative) if where == "exception" else None,
         )
     before = 1 if where == "context" else 0  # it is written once when the context is entered

@@ -125,7 +125,7 @@ counter = itertools.count()
 
 def work(name):
     for i in range(int(options[0]) if options and options[0].isdigit() else 1500):
-        receipt = recorder.record("tool.call", "attempt", params={"who": name, "i": i, "pad": "x" * 900})
+        receipt = recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": name, "i": i, "pad": "x" * 900})
         os.write(1, f"{receipt.epoch} {receipt.seq} {name} {i}\n".encode())
         die("after record")
 
@@ -159,7 +159,7 @@ def run(receiver, pki, durability, point, nth, *options, kill_after=None):
 def judge(receiver, make_recorder, runs):
     """A successor on the same spool: everything that is known arrives, whole chains, in order, before its own."""
     successor = make_recorder(receiver.address)
-    last = successor.record("tool.call", "success", params={"who": "successor"})
+    last = successor.record("tool.call", "success", tool={"name": "exec"}, params={"who": "successor"})
     known = [event for events in runs for event in events]
     wanted = {(epoch, seq) for epoch, seq, _, _ in known} | {(last.epoch, last.seq)}
     eventually(lambda: wanted <= {(e["epoch"], e["seq"]) for e in receiver.events()}, state=successor.stats)

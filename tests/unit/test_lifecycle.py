@@ -24,7 +24,7 @@ def payloads(receiver, who="main"):
 
 
 def record(recorder, i, who="main", **fields):
-    return recorder.record("tool.call", "attempt", params={"who": who, "i": i}, **fields)
+    return recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": who, "i": i}, **fields)
 
 
 def settled(recorder, receiver):
@@ -201,7 +201,7 @@ def test_values_and_finalizers_that_record_while_they_are_recorded_are_on_record
     try:
         for i in range(500):
             Finalized(recorder, i)
-            record(recorder, i, error=Talkative(recorder, i))
+            record(recorder, i, error={"message": Talkative(recorder, i)})
     finally:
         gc.set_threshold(*before)
     gc.collect()
@@ -265,7 +265,7 @@ def test_an_event_loop_turns_while_the_spool_is_full_and_the_receiver(fault, rec
                 refused += 1
             if i % 10 == 0:
                 await asyncio.sleep(0)
-        waiting = asyncio.create_task(recorder.arecord("tool.call", "attempt", params={"who": "main", "i": "waited"}, content={"excerpt": text}))
+        waiting = asyncio.create_task(recorder.arecord("tool.call", "attempt", tool={"name": "exec"}, params={"who": "main", "i": "waited"}, content={"excerpt": text}))
         assert await recorder.aflush(0.3) is False
         assert not waiting.done()
         if fault == "is away":
@@ -293,7 +293,7 @@ def test_an_event_loop_turns_while_arecord_waits_for_the_disk(receiver, make_rec
         ticker = asyncio.create_task(lag(done))
         began = time.monotonic()
         for i in range(3):
-            await recorder.arecord("tool.call", "attempt", params={"who": "main", "i": i})
+            await recorder.arecord("tool.call", "attempt", tool={"name": "exec"}, params={"who": "main", "i": i})
             record(recorder, f"not waited {i}")  # in a loop it is handed to the kernel, and that is all
         took = time.monotonic() - began
         done.set()
@@ -341,7 +341,7 @@ import os, sys
 from clawtrail import Recorder
 recorder = Recorder(("127.0.0.1", int(sys.argv[1])), sys.argv[2], agent="agent-1")
 for i in range(200):
-    recorder.record("tool.call", "attempt", params={"who": sys.argv[3], "i": i})
+    recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": sys.argv[3], "i": i})
 os._exit(0)
 """
 

@@ -106,7 +106,7 @@ def test_a_value_that_is_not_there_is_no_metric():
 
 
 def test_what_a_recorder_really_says_can_be_read(receiver, recorder):
-    recorder.record("tool.call")
+    recorder.record("tool.call", tool={"name": "exec"})
     stats = recorder.stats()
     families = {f.name for f in text_string_to_metric_families(metrics.text(stats))}
     assert len(families) == 18 and value(metrics.text(stats), "clawtrail_events_accepted_total") == stats["accepted"] == 2

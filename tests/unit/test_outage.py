@@ -54,7 +54,7 @@ def anonymous():
 
 def fill(n):
     for i in range(n):
-        recorder.record("tool.call", "attempt", params={"i": i}, content={"excerpt": text})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i}, content={"excerpt": text})
 
 text, n = "x" * 1900, int(sys.argv[3])
 recorder = Recorder(("127.0.0.1", int(sys.argv[1])), sys.argv[2], agent="agent-1")
@@ -233,7 +233,7 @@ def test_nothing_counts_as_sent_and_nothing_is_lost_by_a_receiver_that(fault, ma
             receiver.port, back = resetting()
     recorder = make_recorder(receiver.address, deadlines=Deadlines(handshake=0.3))
     for i in range(300):
-        recorder.record("tool.call", "attempt", params={"i": i}, content={"excerpt": "nobody may read this in clear"})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i}, content={"excerpt": "nobody may read this in clear"})
     eventually(lambda: re.search(FAULTS[fault], recorder.stats()["last_error"]), state=recorder.stats)
     for _ in range(30):
         stats = recorder.stats()

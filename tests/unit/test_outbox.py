@@ -360,7 +360,7 @@ def test_what_is_no_spool_is_reported_once_or_left_alone(tmp_path):
 
 
 def record(recorder, i, size=0):
-    return recorder.record("tool.call", "attempt", params={"i": i, "pad": "x" * size})
+    return recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i, "pad": "x" * size})
 
 
 def balance(stats):
@@ -557,7 +557,7 @@ known, refused, dropped = [], 0, 0
 def one(i):
     global refused, dropped
     try:
-        if recorder.record("tool.call", "attempt", params={"i": i, "pad": "x" * 3000}).line:
+        if recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i, "pad": "x" * 3000}).line:
             known.append(i)
         else:
             dropped += 1

@@ -119,7 +119,7 @@ def cuts(recorder, receiver, disk, tmp_path, n=CUTS):
     def load(who):
         for i in range(100_000):
             try:
-                receipt = recorder.record("tool.call", "attempt", params={"who": who, "i": i, "pad": "x" * 700})
+                receipt = recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"who": who, "i": i, "pad": "x" * 700})
             except QueueFull:
                 pass
             except ClawtrailError as e:

@@ -287,7 +287,7 @@ def _head(path, places):
 def test_a_successor_reports_what_is_lost_and_delivers_the_rest(harm, receiver, make_recorder):
     receiver.kill()
     dead = make_recorder(receiver.address, quota=1 << 20)
-    lines = [dead.record("tool.call", "attempt", params={"i": i, "pad": "x" * 1000}) for i in range(400)]
+    lines = [dead.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i, "pad": "x" * 1000}) for i in range(400)]
     epoch = lines[0].epoch
     dead.close(0)
     paths = sorted((dead.folder / epoch).glob("*.seg"))
@@ -295,7 +295,7 @@ def test_a_successor_reports_what_is_lost_and_delivers_the_rest(harm, receiver, 
     first, last = harm(paths[1], list(records(paths[1].read_bytes())))
     receiver.start()
     successor = make_recorder(receiver.address)
-    successor.record("tool.call", params={"i": "later"})
+    successor.record("tool.call", tool={"name": "exec"}, params={"i": "later"})
     eventually(lambda: receiver.events("system.spool-damage"), state=successor.stats)
     assert successor.close(10)
     assert [(d["epoch"], d["first"], d["last"], d["n"]) for d in (e["dropped"] for e in receiver.events("system.spool-damage"))] == [

@@ -257,6 +257,7 @@ def test_trail_waits_for_the_event_that_it_is_told_to_wait_for(loki, capsys):
     assert code == 0 and "run.start" in out
 
 
+@pytest.mark.odd_events("a shell may say less than it should")
 def test_record_ships_lines_and_names_the_ones_it_could_not(receiver, pki):
     lines = ['{"kind": "tool.call", "outcome": "attempt", "session": "s"}', "garbage", '{"kind": "nope"}', "[]", "{}", '{"kind": "tool.result", "seq": 1}', '{"kind": "tool.result"}']
     command = [sys.executable, "-m", "clawtrail.cli", "record", "--receiver", f"127.0.0.1:{receiver.port}", "--tls", pki.client, "--agent", "agent-1"]

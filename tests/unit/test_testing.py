@@ -283,7 +283,7 @@ def test_a_recorder_that_ships_nothing_is_a_real_one_and_its_events_are_captured
 def test_what_is_captured_is_the_line_that_would_be_stored():
     made = secrets()
     with testing.capture() as events:
-        receipt = testing.recorder().record("tool.call", params=dict(made))
+        receipt = testing.recorder().record("tool.call", tool={"name": "exec"}, params=dict(made))
     assert testing.one(events, "tool.call") == json.loads(receipt.line)
     assert not any(secret in str(events) for secret in made.values())
 
@@ -294,8 +294,8 @@ def test_nothing_is_captured_after_the_block_or_of_events_that_were_refused():
         with pytest.raises(EventError):
             audit.record("no.such.kind")
         assert not testing.find(events, "no.such.kind")
-        audit.record("tool.call")
-    audit.record("tool.result")
+        audit.record("tool.call", tool={"name": "exec"})
+    audit.record("tool.result", tool={"name": "exec"})
     assert testing.find(events, "tool.call") and not testing.find(events, "tool.result")
     audit.close()
 
@@ -303,8 +303,8 @@ def test_nothing_is_captured_after_the_block_or_of_events_that_were_refused():
 def test_a_block_within_a_block_captures_for_both_and_ends_for_itself():
     with testing.capture() as outer, testing.recorder() as audit:
         with testing.capture() as inner:
-            audit.record("tool.call")
-        audit.record("tool.result")
+            audit.record("tool.call", tool={"name": "exec"})
+        audit.record("tool.result", tool={"name": "exec"})
     assert len(testing.find(outer, "tool.call")) == len(testing.find(inner, "tool.call")) == 1
     assert testing.find(outer, "tool.result") and not testing.find(inner, "tool.result")
 
@@ -331,15 +331,15 @@ def test_settings_that_are_wrong_are_refused_inside_the_block_too():
 
 def test_a_recorder_that_was_made_before_the_block_is_captured_and_ships(receiver, recorder):
     with testing.capture() as events:
-        receipt = recorder.record("tool.call")
+        receipt = recorder.record("tool.call", tool={"name": "exec"})
     assert testing.one(events, "tool.call")["id"] == receipt.id
     eventually(lambda: receiver.events("tool.call"))
 
 
 def test_recorders_ship_as_ever_after_the_block(receiver, make_recorder):
     with testing.capture():
-        testing.recorder().record("tool.call")
-    make_recorder(receiver.address).record("tool.result")
+        testing.recorder().record("tool.call", tool={"name": "exec"})
+    make_recorder(receiver.address).record("tool.result", tool={"name": "exec"})
     eventually(lambda: receiver.events("tool.result"))
 
 
@@ -349,7 +349,7 @@ def test_a_forked_child_ships_nothing_either():
     if (child := os.fork()) == 0:
         code = 1
         try:
-            audit.record("tool.call")
+            audit.record("tool.call", tool={"name": "exec"})
             code = 0 if audit.close(0) and audit.stats()["proven"] else 2
         finally:
             os._exit(code)
@@ -359,7 +359,7 @@ def test_a_forked_child_ships_nothing_either():
 
 def test_nothing_is_written_to_the_disk(spool):
     with testing.capture(), testing.recorder(durability="disk") as audit:
-        audit.record("tool.call")
+        audit.record("tool.call", tool={"name": "exec"})
     assert not spool.exists()
 
 
@@ -405,7 +405,7 @@ def test_certificates_and_a_receiver_are_all_that_a_real_delivery_needs(tmp_path
     files = testing.certificates(tmp_path, "agent-9")
     with testing.Receiver(files.certificate, files.key, files.client_ca) as receiver:
         with Recorder(receiver.address, files.client, agent="agent-9") as audit:
-            audit.record("tool.call")
+            audit.record("tool.call", tool={"name": "exec"})
         assert [e["kind"] for e in receiver.events()][:2] == ["system.start", "tool.call"]
         assert receiver.subjects == ["agent-9"]
 

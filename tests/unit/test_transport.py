@@ -136,7 +136,7 @@ def in_clear(data: bytes) -> bool:
 def send(make_recorder, address, tls=None, **options):
     recorder = make_recorder(address, tls, deadlines=SHORT, **options)
     for _ in range(5):
-        recorder.record("tool.call", "attempt", params={"mark": MARK})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"mark": MARK})
     return recorder
 
 
@@ -365,7 +365,7 @@ sys.exit(status)
 def test_a_name_that_does_not_resolve_is_said_and_blocks_nobody(make_recorder):
     began = time.monotonic()
     recorder = make_recorder(("no-such-host.invalid", 6514))
-    recorder.record("tool.call")
+    recorder.record("tool.call", tool={"name": "exec"})
     assert time.monotonic() - began < 1.0
     said = ("no-such-host.invalid:6514: the name does not resolve", "no-such-host.invalid:6514: the resolver did not answer")
     eventually(lambda: recorder.stats()["last_error"].removeprefix("receiver ").startswith(said), within=30, state=recorder.stats)
@@ -758,7 +758,7 @@ def test_a_ca_that_is_replaced_is_the_one_that_counts(rotation, pki):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much is acknowledged")
 def test_a_receiver_that_only_pauses_keeps_its_connection(receiver, make_recorder):
     recorder = make_recorder(receiver.address)
-    recorder.record("tool.call", "attempt")
+    recorder.record("tool.call", "attempt", tool={"name": "exec"})
     eventually(lambda: receiver.raw, state=recorder.stats)
     receiver.hang = True
     text = "lorem ipsum " * 150
@@ -766,7 +766,7 @@ def test_a_receiver_that_only_pauses_keeps_its_connection(receiver, make_recorde
     sent = 1
     while time.monotonic() < until:
         if recorder.stats()["unsent"] < 500:  # more than both kernels take
-            recorder.record("tool.call", "attempt", params={"text": text})
+            recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"text": text})
             sent += 1
         else:
             time.sleep(0.01)

@@ -110,7 +110,7 @@ def proof(request, store, pki):
 
 def record(recorder, n, start=0):
     for i in range(start, start + n):
-        recorder.record("tool.call", "attempt", params={"i": i})
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i})
 
 
 def proven(recorder):
@@ -229,7 +229,7 @@ from clawtrail import Recorder, shipper
 shipper.TICK, shipper.BATCH = 0.05, 4096
 recorder = Recorder(("127.0.0.1", int(sys.argv[1])), sys.argv[2], agent="agent-1", proof=sys.argv[3])
 for i in range(400):
-    recorder.record("tool.call", "attempt", params={"i": i})
+    recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"i": i})
 recorder.flush(10)
 while recorder.stats()["proven"] < 150:
     pass

@@ -229,6 +229,25 @@ def _nanobot(o: argparse.Namespace) -> int:
     return 0
 
 
+def _schema(o: argparse.Namespace) -> int:
+    """Prints the schema of an event; or says which lines of standard input are none by it."""
+    from . import schema
+
+    if not o.check:
+        print(schema.table() if o.table else schema.text(), end="\n" if o.table else "")
+        return 0
+    found = wrong = 0
+    for number, raw in enumerate(sys.stdin, 1):
+        if raw.strip():
+            found += 1
+            event = as_json(raw)
+            errors = ["not JSON"] if event is None else schema.check(event)
+            wrong += bool(errors)
+            for error in errors:
+                print(f"[x] line {number}: {error}", file=sys.stderr)
+    return _fail(f"{wrong} of {found} events are not of the schema", 1) if wrong else 0
+
+
 def _address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdigit():
@@ -304,6 +323,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("logql")
     sub.add_argument("--since", default="1h")
     sub.add_argument("--loki", default=loki)
+    sub = command("schema", _schema, "print the JSON Schema of an event")
+    sub.add_argument("--table", action="store_true", help="its members as a Markdown table")
+    sub.add_argument("--check", action="store_true", help="check the events on standard input, one a line")
     sub = command("trail", _trail, "show a session's events as a table")
     sub.add_argument("session", help="for example agent:main:demo")
     sub.add_argument("--since", default="15m")

@@ -56,6 +56,8 @@ FIELDS = (
     "credential", "model", "decision", "usage", "policy", "approval", "store", "peer", "change", "log", "taint",
     "flag", "error", "duration_us", "asserted", "dropped", "health", "proof",
 )  # fmt: skip
+#: Those of them that are one value; all others are objects.
+SINGLE = frozenset({"session", "run", "step", "caused_by", "taint", "duration_us", "asserted"})
 _ORDER = {name: i for i, name in enumerate(FIELDS)}
 #: What `Redactor.plain` answers for a value that it cannot say to be without a secret.
 UNSURE: Any = type("Unsure", (), {"__repr__": lambda _: "UNSURE"})()

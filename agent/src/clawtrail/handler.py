@@ -31,6 +31,7 @@ _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
 *_, _LAST = _ATTRIBUTES = tuple(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
 _COUNT = len(_ATTRIBUTES)
 _MEANT = (frozenset(event.FIELDS) | {"kind", "outcome", "agent_id"}) - _STANDARD - {"log"}  # what a producer decides about an event
+_GROUPS = frozenset(event.FIELDS) - event.SINGLE  # objects, in an event
 _BUILTIN = frozenset({str, int, float, bool, type(None)})
 _SEVERITY = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}  # RFC 5424 section 6.2.1
 _RAISED = re.compile(r"^([A-Za-z_][\w.]{0,200})(?:: (.*))?$", re.M)  # the line of a traceback that names the exception
@@ -166,10 +167,11 @@ class TLSSysLogHandler(logging.Handler):
             _sort({k: v for k, v in message.items() if k not in ("event", "exc_info", "exception")}, given, log)
             exc_info, exc_text = exc_info or message.get("exc_info"), exc_text or message.get("exception")
         if given:
-            if (more := given.pop("content", None)) is not None:
-                content |= more if isinstance(more, dict) else {"extra": more}
             if isinstance(given.get("tool"), str):
                 given["tool"] = {"name": given["tool"]}
+            for name in [n for n, value in given.items() if n in _GROUPS and not isinstance(value, dict)]:
+                log.setdefault("fields", {})[name] = given.pop(name)  # a name of ours, used for something else
+            content |= given.pop("content", {})
             fields |= given
         if exc_info or exc_text:
             more = fields.get("error")
