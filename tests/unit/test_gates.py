@@ -55,7 +55,7 @@ def test_a_deadline_that_is_none_is_refused(deadline):
 
 def reach(recorder, level, timeout=10.0, **fields):
     async def run():
-        return await recorder.reached(recorder.record("tool.call", "attempt", **fields), level, timeout)
+        return await recorder.reached(recorder.record("tool.call", "attempt", tool={"name": "exec"}, **fields), level, timeout)
 
     return asyncio.run(run())
 
@@ -96,10 +96,10 @@ def test_an_event_is_stored_as_soon_as_the_watermark_passes_it_and_not_before(ma
     recorder = make_recorder(receiver.address, proof=store)
 
     async def run():
-        first = recorder.record("tool.call", "attempt")
+        first = recorder.record("tool.call", "attempt", tool={"name": "exec"})
         store.upto = first.seq
         assert await recorder.reached(first, "stored", 10)
-        second = recorder.record("tool.call", "attempt")
+        second = recorder.record("tool.call", "attempt", tool={"name": "exec"})
         assert not await recorder.reached(second, "stored", 1.5)
         store.upto = second.seq
         assert await recorder.reached(second, "stored", 10)
@@ -111,7 +111,7 @@ def test_many_that_wait_are_each_woken_by_their_own_event(make_recorder, receive
     recorder = make_recorder(receiver.address, proof="barrier", durability="disk")
 
     async def run():
-        receipts = [recorder.record("tool.call", "attempt") for _ in range(200)]
+        receipts = [recorder.record("tool.call", "attempt", tool={"name": "exec"}) for _ in range(200)]
         return await asyncio.gather(*(recorder.reached(r, level, 15) for r in receipts for level in ("spooled", "sent", "stored")))
 
     assert asyncio.run(run()) == [True] * 600
@@ -120,7 +120,7 @@ def test_many_that_wait_are_each_woken_by_their_own_event(make_recorder, receive
 
 def test_threads_wait_as_well_as_event_loops(make_recorder, receiver):
     recorder, reached = make_recorder(receiver.address, proof="barrier"), []
-    threads = [threading.Thread(target=lambda: reached.append(recorder.wait_reached(recorder.record("tool.call", "attempt"), "stored", 15))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: reached.append(recorder.wait_reached(recorder.record("tool.call", "attempt", tool={"name": "exec"}), "stored", 15))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -299,7 +299,7 @@ def test_an_opening_that_finds_no_room_is_recorded_when_there_is_some(receiver, 
     recorder = make_recorder(receiver.address, quota=1 << 20, when_full="fail")
     with pytest.raises(QueueFull):
         for _ in range(5000):
-            recorder.record("tool.call", "attempt", params={"text": "x" * 1500})
+            recorder.record("tool.call", "attempt", tool={"name": "exec"}, params={"text": "x" * 1500})
     glass = BreakGlass(recorder, recorder.folder)
     glass.start(60, "the receiver is gone and work must go on", "ada")
     glass.pass_by(accepted=False)
