@@ -55,7 +55,7 @@ def test_a_deadline_that_is_none_is_refused(deadline):
 
 def reach(recorder, level, timeout=10.0, **fields):
     async def run():
-        return await recorder.reached(recorder.record("tool.call", "attempt", tool={"name": "exec"}, **fields), level, timeout)
+        return await recorder.reached(recorder.record("tool.call", "attempt", **{"tool": {"name": "exec"}, **fields}), level, timeout)
 
     return asyncio.run(run())
 
