@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import functools
 import inspect
 import logging
 import sys
@@ -27,8 +28,9 @@ from typing import TYPE_CHECKING, Any, Sequence
 from .. import event as ev
 from ..errors import ConfigurationError
 from ..recorder import Recorder
+from ..watch import Watch
 from . import hooks
-from .scribe import Judge, Scribe, Seer, trace
+from .scribe import Judge, Scribe, trace
 
 if TYPE_CHECKING:
 
@@ -84,10 +86,10 @@ class Audit(AgentHook):
     Args:
         recorder: where events go; its policy decides how long a tool waits for room.
         rules: what flags a tool call (`rules.Rules`); None: nothing does.
-        watch: what knows a session's history (`watch.Watch`); None: nothing does.
+        watch: the state of sessions; its own unless given.
     """
 
-    def __init__(self, recorder: Recorder, rules: Judge | None = None, watch: Seer | None = None) -> None:
+    def __init__(self, recorder: Recorder, rules: Judge | None = None, watch: Watch | None = None) -> None:
         super().__init__(reraise=True)
         self.runs = 0
         self._scribe = Scribe(recorder, rules, watch)
@@ -312,12 +314,27 @@ def install(audit: Audit) -> None:
     AgentRunner.run = audited
 
 
-def main(recorder: Recorder, arguments: Sequence[str], rules: Judge | None = None, watch: Seer | None = None) -> None:
+def _stay() -> None:
+    """`/restart` would go on as a nanobot without the hook: now it ends this process, and a supervisor starts the launcher again."""
+    from nanobot.agent.loop import AgentLoop  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    made = AgentLoop.__init__
+
+    @functools.wraps(made)
+    def make(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.restart_mode = "exit"
+
+    AgentLoop.__init__ = make
+
+
+def main(recorder: Recorder, arguments: Sequence[str], rules: Judge | None = None, watch: Watch | None = None) -> None:
     """nanobot's command line with the hook in it. Raises ConfigurationError for a command whose agent would run in another process."""
     if why := elsewhere(arguments):
         raise ConfigurationError(f"nanobot {' '.join(arguments)}: {why}, where nothing would be on record; expected agent -m TEXT, agent --classic, gateway or serve")
     audit = Audit(recorder, rules, watch)
     install(audit)
+    _stay()
     recorder.health = lambda: {"component": "nanobot", "runs": audit.runs}
     from nanobot.cli.entry import main as nanobot_main  # type: ignore[import-not-found,import-untyped,unused-ignore]
 

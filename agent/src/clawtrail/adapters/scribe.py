@@ -13,6 +13,7 @@ from typing import Any, Generator, Mapping, Protocol, Sequence, TypeAlias
 from .. import event as ev
 from ..recorder import Receipt, Recorder
 from ..redact import Found
+from ..watch import Watch
 from ..watch import Standing, marks
 from . import hooks
 
@@ -24,17 +25,9 @@ _Event: TypeAlias = "tuple[str, str, dict[str, Any]]"
 class Judge(Protocol):
     """What flags a tool call; see `rules.Rules`."""
 
-    def hits(self, tool: str, params: Mapping[str, Any], *, agent: str = "", tainted: bool = False) -> Sequence[Any]: ...
-
-
-class Seer(Protocol):
-    """What a session's history adds to an event; see `watch.Watch`."""
-
-    def see(self, kind: str, outcome: str, fields: dict[str, Any]) -> dict[str, Any]: ...
-
-    def recorded(self, kind: str, fields: Mapping[str, Any], id: str) -> None: ...
-
-    def standing(self, session: object, run: object = None) -> Standing: ...
+    def hits(
+        self, tool: str, params: Mapping[str, Any], *, agent: str = "", tainted: bool = False, owner: bool | None = None
+    ) -> Sequence[Any]: ...
 
 
 class Scribe:
@@ -43,11 +36,11 @@ class Scribe:
     Args:
         recorder: where they go.
         rules: what flags a tool call; None: nothing does.
-        watch: what knows the session's history; None: nothing does.
+        watch: the state of sessions; its own unless given.
     """
 
-    def __init__(self, recorder: Recorder, rules: Judge | None = None, watch: Seer | None = None) -> None:
-        self.recorder, self._rules, self._watch = recorder, rules, watch
+    def __init__(self, recorder: Recorder, rules: Judge | None = None, watch: Watch | None = None) -> None:
+        self.recorder, self._rules, self.watch = recorder, rules, watch or Watch()
         self._causes: OrderedDict[tuple[str, Any, Any], str] = OrderedDict()
         self._accesses: OrderedDict[tuple[Any, Any], list[tuple[str, dict[str, Any]]]] = OrderedDict()
 
@@ -57,7 +50,7 @@ class Scribe:
         told = next(events)
         try:
             while True:
-                told = events.send(self.recorder.put(*told))
+                told = events.send(self.recorder.put(told[0], told[1], dict(told[2])))
         except StopIteration as end:
             receipt: Receipt = end.value
             return receipt
@@ -91,10 +84,7 @@ class Scribe:
         elif kind == "tool.result" and key is not None:
             attempt = self._causes.pop(("call", *key), None)
             fields.setdefault("caused_by", attempt)
-        seen = self._seen(kind, outcome, fields)
-        receipt = yield kind, outcome, seen
-        if self._watch is not None:
-            self._watch.recorded(kind, seen, receipt.id)
+        receipt = yield from self._one(kind, outcome, fields)
         if kind == "tool.call" and outcome == "attempt" and key is not None:
             self._remember(("call", *key), receipt.id)
         for hit in hits:
@@ -102,14 +92,14 @@ class Scribe:
                 access = {k: fields[k] for k in ("session", "run", "step", "trace", "tool", "target") if fields.get(k) is not None}
                 access["credential"] = {"name": hit.rule.name, "use": "read"}
                 access["flag"] = hooks.some({"rule": hit.rule.id, "severity": hit.severity, "technique": hit.rule.technique})
-                asked = yield "credential.access", "attempt", self._seen("credential.access", "attempt", {**access, **moment, "caused_by": receipt.id})
+                asked = yield from self._one("credential.access", "attempt", {**access, **moment, "caused_by": receipt.id})
                 if key is not None:
                     self._accesses.setdefault(key, []).append((asked.id, access))
                     while len(self._accesses) > REMEMBER:
                         self._accesses.popitem(last=False)
         if kind == "tool.result" and key is not None:
             for ident, access in self._accesses.pop(key, []):
-                yield "credential.access", outcome, self._seen("credential.access", outcome, {**access, **moment, "caused_by": ident})
+                yield from self._one("credential.access", outcome, {**access, **moment, "caused_by": ident})
         if kind == "model.decision":
             calls = hooks.group(fields.get("decision")).get("calls")
             for one in calls if isinstance(calls, list) else ():
@@ -122,14 +112,18 @@ class Scribe:
         params = fields.get("params")
         if self._rules is None or not isinstance(params, dict):
             return ()
-        hits = self._rules.hits(str(tool.get("name") or ""), params, agent=self.recorder.agent, tainted=bool(fields.get("taint")))
+        standing = self.watch.standing(fields.get("session"), fields.get("run"))
+        hits = self._rules.hits(str(tool.get("name") or ""), params, agent=self.recorder.agent, tainted=standing.tainted, owner=standing.owner)
         if hits and fields.get("flag") is None:
             also = " ".join(hit.rule.id for hit in hits[1:])
             fields["flag"] = hooks.some({"rule": hits[0].rule.id, "severity": hits[0].severity, "technique": hits[0].rule.technique, "also": also})
         return hits
 
-    def _seen(self, kind: str, outcome: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return fields if self._watch is None else self._watch.see(kind, outcome, fields)
+    def _one(self, kind: str, outcome: str, fields: dict[str, Any]) -> Generator[_Event, Receipt, Receipt]:
+        seen = self.watch.see(kind, outcome, fields)
+        receipt = yield kind, outcome, seen
+        self.watch.recorded(kind, seen, receipt.id)
+        return receipt
 
     def _remember(self, key: tuple[str, Any, Any], ident: str) -> None:
         self._causes[key] = ident
