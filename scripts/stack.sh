@@ -105,5 +105,5 @@ load_env
 [ "$(engine_state)" != denied ] || use_sudo
 [ "$(engine_state)" = ready ] || fail "$1" 'the Docker engine does not answer' "$(engine_state)" 'a running engine' 'make up'
 [ -f "$ENV_FILE" ] || ENV_FILE=.env.example
-ALL=(--profile demo --profile grafana --profile setup --profile tools)
+ALL=(--profile demo --profile grafana --profile nano --profile setup --profile tools)
 "$1"

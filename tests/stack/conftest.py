@@ -78,7 +78,7 @@ def docker_setup(stack: Stack) -> list[str]:
 
 @pytest.fixture(scope="session")
 def docker_cleanup() -> list[str]:
-    return ["--profile demo --profile grafana --profile setup --profile tools down --volumes --remove-orphans --timeout 5"]
+    return ["--profile demo --profile grafana --profile setup --profile tools --profile nano down --volumes --remove-orphans --timeout 5"]
 
 
 @pytest.fixture(scope="session")

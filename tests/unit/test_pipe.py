@@ -77,7 +77,7 @@ def test_the_answers_come_in_the_order_of_the_lines_and_name_what_is_wrong(start
     assert "expected fewer" in answers[10]["error"]
     assert process.returncode == 1
     said = err.decode()
-    assert "line 2 is not recorded" in said and f"{len(bad) + 1} of {len(bad) + 3} lines are not recorded" in said
+    assert "line 2 is not recorded" in said and f"{len(bad) + 1} of {len(bad) + 3} lines are refused" in said
     assert [e["kind"] for e in stored(receiver)] == ["tool.call", "tool.result"]
     drops = stored(receiver, "system.drop")
     assert sum(d["dropped"]["n"] for d in drops) == len(bad) + 1
@@ -131,6 +131,38 @@ def test_a_full_spool_refuses_and_says_that_the_line_may_come_again(start, make_
     refused = [a for a in answers if "error" in a]
     assert process.returncode == 1 and len(answers) == 60
     assert 0 < len(refused) < 60 and all(a["retry"] is True for a in refused)
+
+
+def test_a_call_that_reaches_for_a_credential_is_flagged_and_so_is_its_outcome(start, receiver):
+    call = {**CALL, "params": {"command": "cat ~/.ssh/id_ed25519"}}
+    start(receiver.port).communicate(lines(call, {**RESULT, "outcome": "failure"}), 20)
+    flagged, asked, result, access = stored(receiver)
+    assert flagged["flag"]["rule"] == "cred.ssh-key"
+    assert (asked["kind"], asked["outcome"], asked["caused_by"], asked["credential"]["use"]) == ("credential.access", "attempt", flagged["id"], "read")
+    assert (access["kind"], access["outcome"], access["caused_by"]) == ("credential.access", "failure", asked["id"])
+    assert result["caused_by"] == flagged["id"]
+
+
+def test_a_rule_that_forbids_answers_so_and_the_attempt_is_on_record(start, receiver, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "version: 1\nrules:\n- {id: my.no-date, name: no-date, on: [command], match: '\\bdate\\b', severity: high, technique: [T1059], action: deny, "
+        "why: no clocks here, hit: [date -u], miss: [uptime]}\n")  # fmt: skip
+    out, err = (process := start(receiver.port, "--ack", "--rules", str(tmp_path))).communicate(lines(CALL), 20)
+    assert json.loads(out) == {"error": "forbidden by the rule my.no-date: no clocks here", "retry": False}, err
+    assert process.returncode == 1
+    call, policy = stored(receiver)
+    assert (policy["kind"], policy["outcome"], policy["policy"]["verdict"], policy["caused_by"]) == ("policy.decision", "denied", "deny", call["id"])
+
+
+def test_with_a_gate_the_answer_waits_until_the_event_was_sent(start, make_receiver):
+    receiver = make_receiver()
+    out, _ = start(receiver.port, "--ack", "--gate", "tool:sent").communicate(lines(CALL), 20)
+    assert "ack" in json.loads(out)
+    receiver.refuse = "connect"
+    out, _ = (process := start(receiver.port, "--ack", "--gate", "tool:sent", "--gate-deadline", "0.3")).communicate(lines(CALL, RESULT), 20)
+    first, second = (json.loads(line) for line in out.splitlines())
+    assert "was not carried out" in first["error"] and first["retry"] is True and "ack" in second, "an outcome has nothing to wait for"
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

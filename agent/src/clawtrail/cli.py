@@ -195,12 +195,12 @@ def _pipe(o: argparse.Namespace) -> int:
     if "CLAWTRAIL_LOG" not in os.environ:
         logging.getLogger("clawtrail").setLevel(logging.WARNING)  # standard error is for the lines that are not recorded
     fields = {"session": o.session, "run": o.run_id, "trace": trace()}
-    options: dict[str, Any] = {"when_full": o.when_full, "quota": size("quota", o.quota), "proof": o.proof, "agent_type": o.agent_type}
-    recorder = _recorder(o, **options)
+    options: dict[str, Any] = {"when_full": o.when_full, "quota": size("quota", o.quota), "agent_type": o.agent_type}
+    recorder = _recorder(o, gate=o.gate, gate_deadline=o.gate_deadline, proof=o.proof, **options)
     lost = False
     try:
         pipe = Pipe(
-            Scribe(recorder), text=o.text, fields={k: v for k, v in fields.items() if v}, answers=sys.stdout if o.ack else None, errors=sys.stderr
+            Scribe(recorder, _some_rules(o)), text=o.text, fields={k: v for k, v in fields.items() if v}, answers=sys.stdout if o.ack else None, errors=sys.stderr
         )
         pipe.run(sys.stdin.buffer)
     finally:
@@ -211,7 +211,7 @@ def _pipe(o: argparse.Namespace) -> int:
             waits = state["spooled"] or state["unsent"]
             print(f"[{'x' if lost else '+'}] {waits} events are not proven to have arrived ({state['last_error']}); they are {where}", file=sys.stderr)
     if pipe.bad or pipe.refused:
-        print(f"[x] {pipe.bad + pipe.refused} of {pipe.accepted + pipe.bad + pipe.refused} lines are not recorded", file=sys.stderr)
+        print(f"[x] {pipe.bad + pipe.refused} of {pipe.accepted + pipe.bad + pipe.refused} lines are refused", file=sys.stderr)
     return 1 if pipe.bad or pipe.refused or lost else 0
 
 
@@ -224,8 +224,11 @@ def _nanobot(o: argparse.Namespace) -> int:
         running = version("nanobot-ai")
     except PackageNotFoundError:
         running = ""
-    with _recorder(o, agent_type="nanobot", agent_version=running) as recorder:
-        nanobot.main(recorder, o.arguments)
+    options = {"gate": o.gate, "gate_deadline": o.gate_deadline, "proof": o.proof}
+    with _recorder(o, agent_type="nanobot", agent_version=running, **options) as recorder:
+        for given in o.secret:
+            _resolve(recorder, given)
+        nanobot.main(recorder, o.arguments, _some_rules(o))
     return 0
 
 
@@ -246,6 +249,27 @@ def _schema(o: argparse.Namespace) -> int:
             for error in errors:
                 print(f"[x] line {number}: {error}", file=sys.stderr)
     return _fail(f"{wrong} of {found} events are not of the schema", 1) if wrong else 0
+
+
+def _resolve(recorder: Recorder, given: str) -> None:
+    """A secret from a file into our environment. Not on record: not read."""
+    name, equals, path = given.partition("=")
+    if not (name and equals and path):
+        raise ConfigurationError(f"--secret {given.partition('=')[0]!r}; expected NAME=FILE")
+    with recorder.action(name, kind="credential.access", credential={"provider": "file", "use": "resolve"}, target={"type": "file", "id": path}):
+        os.environ[name] = Path(path).read_text().strip()
+
+
+def _some_rules(o: argparse.Namespace) -> Any:
+    from .rules import Rules
+
+    try:
+        return Rules.load(o.rules)
+    except ConfigurationError as e:
+        if o.rules or "PyYAML" not in str(e):
+            raise
+        print("[x] tool calls are not flagged: the rules need PyYAML; expected pip install clawtrail[stack]", file=sys.stderr)
+        return None
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -276,6 +300,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--durability", default=environment("CLAWTRAIL_DURABILITY", durability), choices=DURABILITIES,
                          help="where an accepted event is: on the disk, written to the spool, in memory (default: %(default)s)")  # fmt: skip
         sub.add_argument("--spool", metavar="FOLDER", help="the spool's folder (default: $CLAWTRAIL_SPOOL, or ~/.local/state/clawtrail/spool)")
+
+    def gated(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--proof", default="window", help="what proves that an event arrived: window, barrier, or a watermark service's https URL")
+        sub.add_argument("--gate", default="spooled", metavar="LEVELS",
+                         help="how far an event comes before its action runs: off, spooled, sent or stored, also as tool:sent,credential:stored")  # fmt: skip
+        sub.add_argument("--gate-deadline", default="3", metavar="SECONDS", help="after which an action is refused (default: %(default)s)")
+        sub.add_argument("--rules", type=Path, action="append", default=[], metavar="FOLDER", help="folder with more rules (*.yaml); may be repeated")
 
     sub = command("setup", _setup, "make the missing passwords, keys and certificates")
     sub.add_argument("--certs", type=Path, default=Path("/certs"))
@@ -341,9 +372,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--agent-type", default="pipe")
     sub.add_argument("--when-full", default="block", choices=POLICIES, help="with a full spool: wait 5 s and refuse, refuse, or drop")
     sub.add_argument("--quota", default="256 MiB", metavar="SIZE", help="of the spool at most (default: %(default)s)")
-    sub.add_argument("--proof", default="window", help="window, barrier, or the https URL of a watermark service")
+    gated(sub)
     sub = command("nanobot", _nanobot, "run nanobot with every run, decision and tool call on record")
     sender(sub, "nano-claw", "write")
+    gated(sub)
+    sub.add_argument("--secret", action="append", default=[], metavar="NAME=FILE",
+                     help="nanobot's environment variable NAME is what FILE holds; on record; may be repeated")  # fmt: skip
     sub.add_argument("arguments", nargs=argparse.REMAINDER, help='nanobot\'s own: agent -m "…", agent --classic, gateway, serve')
     sub = command("record", _record, "record JSON lines from standard input")
     sender(sub, "operator", "memory")

@@ -3,20 +3,19 @@
 A line is a JSON object with `kind`, `outcome` (success unless given) and the event's other fields; `time` is seconds
 since the epoch. With text, each line is a `log.record`, whatever it looks like. An answer is one line, in the order of
 the lines: `{"ack": id, "seq": number}` when the event is accepted, as durably as the recorder is told to, or
-`{"error": why, "retry": whether the same line may be accepted later}`. So a shell script asks, reads, and then acts.
+`{"error": why, "retry": whether the same line may be accepted later}`; with a gate, when the event has come that far. So a shell script asks, reads, and then acts.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
-from typing import Any, BinaryIO, Callable, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from . import event
 from .adapters.scribe import Scribe
-from .errors import ClawtrailError, EventError, QueueFull, SpoolError
+from .errors import ClawtrailError, Denied, EventError, GateClosed, QueueFull, SpoolError
 from .recorder import Receipt
 from .redact import Found
 
@@ -26,7 +25,7 @@ TELL = 1.0  #: seconds between two events about bad lines, which count all in be
 
 
 class Pipe:
-    """Reads lines until the end of the input; `accepted`, `bad` (no events) and `refused` (no room) are counted.
+    """Reads lines until the end of the input; `accepted`, `bad` (no events) and `refused` (no room, a rule, a gate) are counted.
 
     Args:
         scribe: what records.
@@ -34,15 +33,14 @@ class Pipe:
         fields: go into every event that does not have them itself, `session` and `run` above all.
         answers: where each line is answered; None: nowhere.
         errors: where a line that is not recorded is named.
-        reached: waits until an event has come as far as the gate wants; see `Recorder.reached`. None: accepted is enough.
     """
 
     def __init__(
         self, scribe: Scribe, *, text: bool = False, fields: dict[str, Any] | None = None, answers: TextIO | None = None,
-        errors: TextIO, reached: Callable[[Receipt], Any] | None = None,
+        errors: TextIO,
     ) -> None:  # fmt: skip
         self._scribe, self._text, self._fields = scribe, text, fields or {}
-        self._answers, self._errors, self._reached = answers, errors, reached
+        self._answers, self._errors = answers, errors
         self._untold, self._last_told = 0, float("-inf")
         self.accepted = self.bad = self.refused = 0
         event.body("log.record", "unknown", dict(self._fields))
@@ -59,11 +57,13 @@ class Pipe:
                 continue
             try:
                 receipt = self._take(line) if whole else _too_long()
-                if self._reached is not None and not asyncio.run(self._reached(receipt)):
-                    raise QueueFull("the event is in the spool and has not come as far as the gate wants; it will be sent", "gate")
             except (QueueFull, SpoolError) as e:
                 self.refused += 1
                 self._not_recorded(number, str(e), retry=True)
+            except (Denied, GateClosed) as e:  # on record, and the action is not to happen
+                self.refused += 1
+                print(f"[x] line {number}: {e}", file=self._errors)
+                self._answer({"error": str(e), "retry": isinstance(e, GateClosed)})
             except ClawtrailError as e:
                 self.bad += 1
                 self._untold += 1

@@ -11,7 +11,7 @@ from .pki import Authority, names_of, pem, same_name, write
 
 #: uid of the user that reads a file; each service of the compose file runs under its own.
 UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "grafana": 472}
-OWN_CLIENTS = ("openclaw", "operator")  #: the forwarder's and the operator's, read by the clawtrail image's user
+OWN_CLIENTS = ("openclaw", "operator", "nano-claw")  #: of services of the stack, read by the clawtrail image's user
 
 
 def step(name: str, detail: str, state: bool | str) -> str:

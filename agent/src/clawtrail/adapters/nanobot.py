@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Sequence
 from .. import event as ev
 from ..errors import ConfigurationError
 from ..recorder import Recorder
+from ..rules import Rules
 from ..watch import Watch
 from . import hooks
-from .scribe import Judge, Scribe, trace
+from .scribe import Scribe, trace
 
 if TYPE_CHECKING:
 
@@ -85,11 +86,11 @@ class Audit(AgentHook):
 
     Args:
         recorder: where events go; its policy decides how long a tool waits for room.
-        rules: what flags a tool call (`rules.Rules`); None: nothing does.
+        rules: what flags a tool call, or refuses it: then the run ends; None: nothing does.
         watch: the state of sessions; its own unless given.
     """
 
-    def __init__(self, recorder: Recorder, rules: Judge | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, recorder: Recorder, rules: Rules | None = None, watch: Watch | None = None) -> None:
         super().__init__(reraise=True)
         self.runs = 0
         self._scribe = Scribe(recorder, rules, watch)
@@ -328,7 +329,7 @@ def _stay() -> None:
     AgentLoop.__init__ = make
 
 
-def main(recorder: Recorder, arguments: Sequence[str], rules: Judge | None = None, watch: Watch | None = None) -> None:
+def main(recorder: Recorder, arguments: Sequence[str], rules: Rules | None = None, watch: Watch | None = None) -> None:
     """nanobot's command line with the hook in it. Raises ConfigurationError for a command whose agent would run in another process."""
     if why := elsewhere(arguments):
         raise ConfigurationError(f"nanobot {' '.join(arguments)}: {why}, where nothing would be on record; expected agent -m TEXT, agent --classic, gateway or serve")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from typing import Any, Generator, Mapping, Protocol, Sequence, TypeAlias
+from typing import Any, Generator, Mapping, NamedTuple, Sequence, TypeAlias
 
 from .. import event as ev
+from ..errors import Denied, GateClosed
+from ..gates import LEVELS, refuse
 from ..recorder import Receipt, Recorder
 from ..redact import Found
+from ..rules import Hit, Rules, flag, wants
 from ..watch import Watch
 from ..watch import Standing, marks
 from . import hooks
@@ -22,12 +25,12 @@ REMEMBER = 10_000  #: calls whose outcome may still come
 _Event: TypeAlias = "tuple[str, str, dict[str, Any]]"
 
 
-class Judge(Protocol):
-    """What flags a tool call; see `rules.Rules`."""
+class Recorded(NamedTuple):
+    """One event of several that a record became."""
 
-    def hits(
-        self, tool: str, params: Mapping[str, Any], *, agent: str = "", tainted: bool = False, owner: bool | None = None
-    ) -> Sequence[Any]: ...
+    kind: str
+    fields: dict[str, Any]
+    receipt: Receipt
 
 
 class Scribe:
@@ -35,17 +38,21 @@ class Scribe:
 
     Args:
         recorder: where they go.
-        rules: what flags a tool call; None: nothing does.
+        rules: what flags a tool call, and may refuse it; None: nothing does.
         watch: the state of sessions; its own unless given.
     """
 
-    def __init__(self, recorder: Recorder, rules: Judge | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, recorder: Recorder, rules: Rules | None = None, watch: Watch | None = None) -> None:
         self.recorder, self._rules, self.watch = recorder, rules, watch or Watch()
+        self._told: list[Recorded] = []
         self._causes: OrderedDict[tuple[str, Any, Any], str] = OrderedDict()
         self._accesses: OrderedDict[tuple[Any, Any], list[tuple[str, dict[str, Any]]]] = OrderedDict()
 
     def record(self, kind: str, outcome: str, fields: dict[str, Any]) -> Receipt:
-        """As `Recorder.record`; `fields` is used up."""
+        """As `Recorder.record`; `fields` is used up. An attempt waits until it has come as far as the recorder's gates ask.
+
+        Raises Denied when a rule forbids the action, GateClosed at the gate's deadline; all that is on record by then.
+        """
         events = self._events(kind, outcome, fields)
         told = next(events)
         try:
@@ -53,10 +60,13 @@ class Scribe:
                 told = events.send(self.recorder.put(told[0], told[1], dict(told[2])))
         except StopIteration as end:
             receipt: Receipt = end.value
-            return receipt
+        level = self._level(kind, outcome)
+        if LEVELS.index(level) > 1 and not self.recorder.wait_reached(receipt, level, self.recorder.gates.deadline):
+            raise GateClosed(refuse(self.recorder, self.recorder.gates, level, "", receipt.id, fields))
+        return receipt
 
     async def arecord(self, kind: str, outcome: str, fields: dict[str, Any]) -> Receipt:
-        """As `Recorder.arecord`; `fields` is used up."""
+        """As `record`, without holding up the event loop."""
         events = self._events(kind, outcome, fields)
         told = next(events)
         try:
@@ -64,7 +74,24 @@ class Scribe:
                 told = events.send(await self.recorder.arecord(told[0], told[1], **told[2]))
         except StopIteration as end:
             receipt: Receipt = end.value
-            return receipt
+        level = self._level(kind, outcome)
+        if LEVELS.index(level) > 1 and not await self.recorder.reached(receipt, level, self.recorder.gates.deadline):
+            raise GateClosed(refuse(self.recorder, self.recorder.gates, level, "", receipt.id, fields))
+        return receipt
+
+    def take(self, kind: str, outcome: str, fields: dict[str, Any]) -> list[Recorded]:
+        """As `record`, for who holds the action itself: no gate is waited for. What was recorded, the first one first."""
+        self._told.clear()
+        events = self._events(kind, outcome, fields)
+        told = next(events)
+        try:
+            while True:
+                told = events.send(self.recorder.put(told[0], told[1], dict(told[2])))
+        except StopIteration:
+            return list(self._told)
+
+    def _level(self, kind: str, outcome: str) -> str:
+        return self.recorder.gates.level([ev.KINDS[kind]]) if outcome == "attempt" else "spooled"
 
     def content(self, text: str) -> dict[str, Any]:
         """The `content` group of a text, without its secrets."""
@@ -75,7 +102,7 @@ class Scribe:
         tool, session = hooks.group(fields.get("tool")), fields.get("session")
         call = tool.get("call_id")
         key = (session if isinstance(session, str) else None, call) if isinstance(call, str) else None
-        hits: Sequence[Any] = ()
+        hits: Sequence[Hit] = ()
         moment = {"time": fields["time"]} if "time" in fields else {}
         if kind == "tool.call" and outcome == "attempt":
             hits = self._hits(tool, fields)
@@ -91,12 +118,19 @@ class Scribe:
             if hit.rule.credential:
                 access = {k: fields[k] for k in ("session", "run", "step", "trace", "tool", "target") if fields.get(k) is not None}
                 access["credential"] = {"name": hit.rule.name, "use": "read"}
-                access["flag"] = hooks.some({"rule": hit.rule.id, "severity": hit.severity, "technique": hit.rule.technique})
+                access["flag"] = flag([hit])
                 asked = yield from self._one("credential.access", "attempt", {**access, **moment, "caused_by": receipt.id})
                 if key is not None:
                     self._accesses.setdefault(key, []).append((asked.id, access))
                     while len(self._accesses) > REMEMBER:
                         self._accesses.popitem(last=False)
+        if forbidden := wants(hits, "deny") or wants(hits, "approve"):
+            approve = forbidden.rule.action == "approve"
+            verdict = {"engine": "clawtrail", "rule": forbidden.rule.id, "verdict": "flag" if approve else "deny", "reason": forbidden.rule.why}
+            denial = {k: fields[k] for k in ("session", "run", "step", "trace", "tool") if fields.get(k) is not None}
+            denial |= {"caused_by": receipt.id, "policy": verdict, "flag": flag([forbidden]), **moment}
+            yield from self._one("policy.decision", "unknown" if approve else "denied", denial)
+            raise Denied(forbidden.rule.id, forbidden.rule.why, approve)
         if kind == "tool.result" and key is not None:
             for ident, access in self._accesses.pop(key, []):
                 yield from self._one("credential.access", outcome, {**access, **moment, "caused_by": ident})
@@ -108,21 +142,25 @@ class Scribe:
                     self._remember(("decision", session, chosen), receipt.id)
         return receipt
 
-    def _hits(self, tool: dict[str, Any], fields: dict[str, Any]) -> Sequence[Any]:
+    def _hits(self, tool: dict[str, Any], fields: dict[str, Any]) -> Sequence[Hit]:
         params = fields.get("params")
         if self._rules is None or not isinstance(params, dict):
             return ()
-        standing = self.watch.standing(fields.get("session"), fields.get("run"))
-        hits = self._rules.hits(str(tool.get("name") or ""), params, agent=self.recorder.agent, tainted=standing.tainted, owner=standing.owner)
+        standing, actor = self.watch.standing(fields.get("session"), fields.get("run")), hooks.group(fields.get("actor"))
+        hits = self._rules.hits(
+            str(tool.get("name") or ""), params, agent=self.recorder.agent, surface=hooks.text(actor.get("surface")),
+            tainted=standing.tainted, owner=standing.owner,
+        )  # fmt: skip
         if hits and fields.get("flag") is None:
-            also = " ".join(hit.rule.id for hit in hits[1:])
-            fields["flag"] = hooks.some({"rule": hits[0].rule.id, "severity": hits[0].severity, "technique": hits[0].rule.technique, "also": also})
+            fields["flag"] = flag(hits)
         return hits
 
     def _one(self, kind: str, outcome: str, fields: dict[str, Any]) -> Generator[_Event, Receipt, Receipt]:
         seen = self.watch.see(kind, outcome, fields)
         receipt = yield kind, outcome, seen
         self.watch.recorded(kind, seen, receipt.id)
+        if len(self._told) < 100:
+            self._told.append(Recorded(kind, seen, receipt))
         return receipt
 
     def _remember(self, key: tuple[str, Any, Any], ident: str) -> None:
