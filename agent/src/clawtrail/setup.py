@@ -33,6 +33,9 @@ def make_secrets(folder: Path) -> bool:
     for name in made:
         text, owner = wanted[name]
         write(folder / name, text.encode(), 0o400, UIDS[owner])
+    if os.geteuid() == 0:  # read by the agents' two users
+        os.chown(folder / "model-key", UIDS["openclaw"], UIDS["clawtrail"])
+        os.chmod(folder / "model-key", 0o440)
     return bool(made)
 
 
