@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness import Stack, eventually
 
-TURN = ["clawtrail", "nanobot", "--secret=MODEL_KEY=/run/secrets/model-key", "agent", "--config=/var/lib/nano/config.json"]
+TURN = ["clawtrail", "nanobot", "--secret=MODEL_KEY=/run/secrets/nano-model-key", "agent", "--config=/var/lib/nano/config.json"]
 
 
 @pytest.fixture(scope="module")
@@ -86,5 +86,5 @@ def test_nano_cannot_write_where_its_spool_is_not_and_runs_nothing_without_it(na
 
 def test_nano_has_no_key_but_its_own(nano: Stack) -> None:
     code, said = nano.run_inside("nano", "sh", "-c", "id -u; ls /run/secrets /etc/clawtrail/tls; touch /opt/x /etc/x 2>&1 | grep -c Read-only")
-    assert said.split() == ["6514", "/etc/clawtrail/tls:", "ca.crt", "client.crt", "client.key", "/run/secrets:", "model-key", "2"], said
+    assert said.split() == ["6514", "/etc/clawtrail/tls:", "ca.crt", "client.crt", "client.key", "/run/secrets:", "nano-model-key", "2"], said
     assert code == 0

@@ -146,8 +146,7 @@ def test_no_key_and_no_secret_is_readable_by_anyone_but_its_owner(tmp_path):
     make(tmp_path / "certs")
     for name, p in files(tmp_path).items():
         mode = stat.S_IMODE(p.stat().st_mode)
-        shared = name == "secrets/model-key" and os.geteuid() == 0  # by the group of nano's user
-        assert mode == (0o440 if shared else 0o400 if name.startswith("secrets") else 0o644 if name.endswith(".crt") else 0o600), name
+        assert mode == (0o400 if name.startswith("secrets") else 0o644 if name.endswith(".crt") else 0o600), name
 
 
 @root
@@ -158,7 +157,7 @@ def test_every_key_and_secret_belongs_to_the_user_that_reads_it(tmp_path):
     assert owners == {
         "certs/ca/server-ca.key": 0, "certs/ca/client-ca.key": 0, "certs/server/server.key": 5140,
         "certs/clients/openclaw/client.key": 6514, "certs/clients/operator/client.key": 6514, "certs/clients/mine/client.key": 1234,
-        "secrets/grafana-password": 472, "secrets/grafana-secret-key": 472, "secrets/gateway-token": 1000, "secrets/model-key": 1000,
+        "secrets/grafana-password": 472, "secrets/grafana-secret-key": 472, "secrets/gateway-token": 1000, "secrets/model-key": 1000, "secrets/nano-model-key": 6514,
         "secrets/fingerprint-key": 6514,
     }  # fmt: skip
 
@@ -211,7 +210,7 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(calls, tmp_path)
     assert all(whole.values()), "a file is there and empty"
     setup.make_secrets(tmp_path / "secrets")
     make(tmp_path / "certs", ["localhost"], ["openclaw"])
-    assert len([n for n in files(tmp_path) if not Path(n).name.startswith(".")]) == 5 + 4 + 3 + 3
+    assert len([n for n in files(tmp_path) if not Path(n).name.startswith(".")]) == 6 + 4 + 3 + 3
     load(tmp_path / "certs/server/server.crt").verify_directly_issued_by(load(tmp_path / "certs/clients/openclaw/ca.crt"))
     load(tmp_path / "certs/clients/openclaw/client.crt").verify_directly_issued_by(load(tmp_path / "certs/server/client-ca.crt"))
     pki.Authority.load(tmp_path / "certs/ca/server-ca.crt", tmp_path / "certs/ca/server-ca.key")

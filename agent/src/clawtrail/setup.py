@@ -21,21 +21,19 @@ def step(name: str, detail: str, state: bool | str) -> str:
 
 
 def make_secrets(folder: Path) -> bool:
-    """grafana-password, grafana-secret-key, gateway-token, model-key, fingerprint-key. True: something was made."""
+    """grafana-password, grafana-secret-key, gateway-token, model-key, nano-model-key, fingerprint-key. True: something was made."""
     wanted = {
         "grafana-password": (secrets.token_urlsafe(18), "grafana"),
         "grafana-secret-key": (secrets.token_urlsafe(32), "grafana"),
         "gateway-token": (secrets.token_hex(24), "openclaw"),
         "model-key": ("the-demo-model-takes-any-key", "openclaw"),
+        "nano-model-key": ("the-demo-model-takes-any-key", "clawtrail"),
         "fingerprint-key": (secrets.token_hex(32), "clawtrail"),
     }
     made = [name for name in wanted if not (folder / name).exists()]
     for name in made:
         text, owner = wanted[name]
         write(folder / name, text.encode(), 0o400, UIDS[owner])
-    if os.geteuid() == 0:  # read by the agents' two users
-        os.chown(folder / "model-key", UIDS["openclaw"], UIDS["clawtrail"])
-        os.chmod(folder / "model-key", 0o440)
     return bool(made)
 
 
