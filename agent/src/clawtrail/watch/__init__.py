@@ -311,12 +311,11 @@ class Watch:
 
     def _links_out(self, seen: _Seen, content: dict[str, Any]) -> None:
         """What a text that leaves the agent links to. A reader's client may fetch it without a click."""
-        new = [h for h in str(content.get("links", "")).split() if not self._is_known(seen.state, h)]
-        if new:
-            seen.hit("link.unseen-host")
         excerpt = content.get("excerpt")
         if isinstance(excerpt, str) and text.data_in_link(excerpt, self._companions["link.data-in-query"].limits["query"]):
             seen.hit("link.data-in-query")
+        if any(not self._is_known(seen.state, host) for host in str(content.get("links", "")).split()):
+            seen.hit("link.unseen-host")
 
     def _loop(self, seen: _Seen) -> None:
         limits, peer, now = self._companions["message.loop"].limits, seen.group("peer"), self._clock()
