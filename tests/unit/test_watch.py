@@ -163,6 +163,23 @@ def test_a_subagent_that_runs_before_the_host_tells_of_it_is_tainted_all_the_sam
     assert "taint" not in scene.see("run.start", "attempt", "agent:other:subagent:1", "r8")
 
 
+def test_a_subagent_works_for_whom_its_parent_works_for(scene):
+    """The host calls the requester of what it starts by itself "not the owner"; nobody is meant."""
+    nobody = {"type": "user", "owner": False, "surface": "webchat"}
+    child, job = "agent:main:subagent:f55de717-eb13-4ee0-8192-83977f7cd4f9", "agent:main:cron:j:run:1"
+    scene.start(OWNER, session="agent:main:x")
+    scene.see("subagent.start", "attempt", "agent:main:x", peer={"session": child})
+    assert "taint" not in scene.start(nobody, session=child, run="r2")
+    assert not rules(scene.call("exec", {"command": "ls"}, session=child, run="r2", actor=nobody))
+    assert scene.watch.standing(child, "r2", nobody).owner is True
+    assert "taint" not in scene.start(nobody, session=job, run="r3")
+    assert scene.watch.standing(job, "r3", nobody).owner is None
+    scene.start(STRANGER, session="agent:main:y", run="r4")
+    scene.see("subagent.start", "attempt", "agent:main:y", "r4", peer={"session": child + "2"})
+    scene.start(nobody, session=child + "2", run="r5")
+    assert "tool.by-non-owner" in rules(scene.call("exec", {"command": "ls"}, session=child + "2", run="r5", actor=nobody))
+
+
 def test_taint_ends_with_the_session_and_not_with_a_compaction_or_a_restart(scene):
     for reason in ("compaction", "restart", "shutdown"):
         scene.taint()
@@ -261,6 +278,7 @@ def test_the_hosts_of_a_text_are_named_once_without_user_port_or_case():
     text = "see https://A.example:8443/x, http://u:p@b.example?q and [c](https://c.example/d) https://a.example"
     assert marks(text)["links"] == "a.example b.example c.example"
     assert "links" not in marks("no link, e.g. index.html or a:b//c")
+    assert "links" not in marks("cut off: http://12 and http://127.0 |")
 
 
 @pytest.mark.parametrize(
@@ -526,6 +544,18 @@ def test_tool_definition_changed(scene):
     assert not rules(scene.see("config.change", change={"what": "tool", "name": "new", "before": "none", "after": "h1"}))
 
 
+def test_what_a_host_shows_its_guests_and_subagents_is_no_change(scene):
+    scene.start(OWNER, session="own")
+    scene.start(STRANGER, session="guest")
+    assert scene.watch.definitions({"exec": "h1"}, "own") == []
+    assert scene.watch.definitions({"exec": "h2"}, "guest") == []
+    assert scene.watch.definitions({"exec": "h1"}, "own") == []
+    assert scene.watch.definitions({"exec": "h3"}, "agent:main:subagent:1") == []
+    assert scene.call("exec", {}, session="own")["tool"]["def"] == "h1"
+    assert scene.call("exec", {}, session="guest")["tool"]["def"] == "h2"
+    assert scene.watch.definitions({"exec": "h4"}, "own") == [("exec", "h1", "h4")]
+
+
 def test_capability_changed_after_approval(scene):
     first = scene.see("config.change", change={"what": "skill", "name": "browser", "after": "h1"})
     assert not rules(first)
@@ -544,6 +574,7 @@ def test_capability_added_by_agent(scene):
 def test_schedule_by_agent_no_end(scene):
     endless = {"action": "add", "job": {"name": "poll-b", "schedule": {"kind": "cron", "expr": "*/1 * * * *"}}}
     assert "schedule.by-agent-no-end" in rules(scene.call("cron", endless))
+    assert "schedule.by-agent-no-end" in rules(scene.call("automations", endless))
     change = scene.see("config.change", session=None, run=None, change={"what": "schedule", "name": "poll-b", "after": "added"})
     assert rules(change) == {"schedule.by-agent-no-end"}
     assert change["change"]["by"] == "agent" and change["change"]["ends"] == "never" and change["change"]["spec"] == "*/1 * * * *"

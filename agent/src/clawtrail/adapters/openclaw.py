@@ -216,11 +216,11 @@ class OpenClaw(Gateway):
             "content": hooks.without_excerpt(self._content(written)),
             "target": hooks.target(event, params),
         }  # fmt: skip
-        paths, standing, asked_by_owner = event.get("derivedPaths"), self._watch.standing(common["session"], common["run"]), requester.get("senderIsOwner")
+        paths, standing = event.get("derivedPaths"), self._watch.standing(common["session"], common["run"], fields["actor"])
         hits = self._rules.hits(
             hooks.text(tool.get("name")), params, paths=[p for p in paths if isinstance(p, str)] if isinstance(paths, list) else (),
             agent=hooks.text(ctx.get("agentId")), surface=hooks.text(requester.get("channel")), tainted=standing.tainted,
-            owner=asked_by_owner if isinstance(asked_by_owner, bool) else standing.owner,
+            owner=standing.owner,
         )  # fmt: skip
         fields["flag"] = flag(hits)
         attempt = self._record("tool.call", "attempt", fields)
@@ -326,7 +326,7 @@ class OpenClaw(Gateway):
         self._inputs.put(event.get("runId") or ctx.get("runId"), {
             "system": hooks.digest(event.get("systemPrompt")), "prompt": self._content(hooks.text(event.get("prompt")))["sha256"],
             "tools": tools.get("sha256"), "tools_n": len(names) if isinstance(names, list) else None})  # fmt: skip
-        for name, before, after in self._watch.definitions({str(k): v for k, v in defs.items() if isinstance(v, str)}):
+        for name, before, after in self._watch.definitions({str(k): v for k, v in defs.items() if isinstance(v, str)}, ctx.get("sessionKey") or event.get("sessionKey")):
             self._change("success", {"what": "tool", "name": name, "before": before, "after": after}, event, ctx)
 
     def _llm_output(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:

@@ -89,9 +89,10 @@ class Watch:
         self._hosts: Bounded[str, None] = Bounded(HOSTS)
         self._fps: Bounded[str, str] = Bounded(FPS)
         self._jobs: Bounded[str, tuple[str, str | None]] = Bounded(JOBS)
-        self._spawning: Bounded[str, tuple[str, str]] = Bounded(JOBS)
+        self._spawning: Bounded[str, str] = Bounded(JOBS)
         self._versions: Bounded[str, str] = Bounded(NAMES)
         self._definitions: Bounded[str, str] = Bounded(NAMES)
+        self._shown: Bounded[str, dict[str, None]] = Bounded(NAMES)
         self._devices: Bounded[str, None] = Bounded(NAMES)
         self._places: Bounded[str, dict[str, None]] = Bounded(NAMES)
         self._asked: Bounded[str, float] = Bounded(NAMES)
@@ -128,12 +129,13 @@ class Watch:
         if kind == "tool.call" and (call := self._calls.get(_word(fields.get("tool"), "call_id"))):
             call.id = id
 
-    def standing(self, session: object, run: object = None) -> Standing:
-        """Whether the session is tainted and its actor the owner, for `Rules.hits`. Never raises."""
+    def standing(self, session: object, run: object = None, actor: object = None) -> Standing:
+        """Whether the session is tainted and its actor the owner, for `Rules.hits`. `actor`: whom the host names. Never raises."""
         state = self._sessions.get(session) if isinstance(session, str) else None
         of_run = self._runs.get(run) if isinstance(run, str) else None
-        actor = (of_run.actor if of_run else None) or (state.actor if state else None) or {}
-        owner = actor.get("owner")
+        owner = actor.get("owner") if isinstance(actor, dict) and not _nobody(session, actor) else None
+        if owner is None:
+            owner = ((of_run.actor if of_run else None) or (state.actor if state else None) or {}).get("owner")
         taint = state.taint if state else self._taints.get(session, "") if isinstance(session, str) else ""
         return Standing(bool(taint), owner if isinstance(owner, bool) else None)
 
@@ -142,18 +144,25 @@ class Watch:
         if isinstance(session, str):
             self._prompts.put(session, frozenset(d for d in list(digests)[:512] if isinstance(d, str)))
 
-    def definitions(self, hashes: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    def definitions(self, hashes: Mapping[str, str], session: object = None) -> list[tuple[str, str, str]]:
         """The tools' definitions as the model is shown them: name → hash. Returns (name, before, after) of those that changed.
 
-        From now on each call of the tool carries its hash as `tool.def`.
+        From now on each call of the tool carries its hash as `tool.def`. A host shows its owner, its guests and its
+        subagents different ones: a change is one against what the same sort of session was shown, to what none was.
         """
-        changed = []
+        changed, sort = [], self._sort(session)
         for name, after in list(hashes.items())[:NAMES]:
-            before = self._definitions.get(name)
-            if before is not None and before != after:
+            before, known = self._definitions.get(f"{sort} {name}"), self._shown.get(name) or self._shown.put(name, {})
+            if before is not None and before != after and after not in known:
                 changed.append((name, before, after))
-            self._definitions.put(name, after)
+            if len(known) < 32:
+                known[after] = None
+            self._definitions.put(f"{sort} {name}", after)
         return changed
+
+    def _sort(self, session: object) -> str:
+        inner = re.search(r":(subagent|cron|heartbeat):", session) if isinstance(session, str) else None
+        return f"{inner[1] if inner else 'main'} {self.standing(session).owner}"
 
     @property
     def counters(self) -> dict[str, int]:
@@ -194,16 +203,22 @@ class Watch:
         self._taints.pop(seen.session, None)
 
     def _subagent_start(self, seen: _Seen) -> None:
-        self._carry(seen.session, child := _word(seen.group("peer"), "session"))
-        self._spawning.pop(child, None)
+        self._descends(seen.session, _word(seen.group("peer"), "session"))
         seen.cause("tool.call")
+
+    def _descends(self, parent: object, child: str) -> None:
+        """A subagent has read what its parent has, and works for whom the parent works for."""
+        self._carry(parent, child)
+        if child and isinstance(parent, str) and (above := self._sessions.get(parent)) and above.actor:
+            state = self._session(child)
+            state.actor = state.actor or above.actor
 
     def _subagent_end(self, seen: _Seen) -> None:
         self._carry(_word(seen.group("peer"), "session"), seen.session)  # its answer is announced to who asked
 
     def _run_start(self, seen: _Seen) -> None:
         run = self._run(seen.run, seen.session, True)
-        actor = seen.group("actor")
+        actor = {} if _nobody(seen.session, seen.group("actor")) else seen.group("actor")
         if run:
             run.started, run.actor = True, actor or None
         state, name = seen.state, seen.session if isinstance(seen.session, str) else ""
@@ -215,9 +230,9 @@ class Watch:
             self._taint(name, state, job[0])
         if ":subagent:" in name and not state.taint:
             # The host may tell that a subagent was spawned only after it has begun: who spawns now, may be its parent.
-            for parent, taint in self._spawning.values():
+            for parent in self._spawning.values():
                 if parent.split(":")[:2] == name.split(":")[:2]:
-                    self._taint(name, state, taint)
+                    self._descends(parent, name)
         for item in _BOOTSTRAP:
             if item in self._items:
                 self._taint(name, state, item.upper().replace(".MD", ".md"))
@@ -373,8 +388,8 @@ class Watch:
             run.tools += 1
             self._budget(seen, run)
         self._who(seen, run)
-        if name in self._definitions and not tool.get("def"):
-            seen.put("tool", {**tool, "def": self._definitions[name]})
+        if not tool.get("def") and (shown := self._definitions.get(f"{self._sort(seen.session)} {name}")):
+            seen.put("tool", {**tool, "def": shown})
         touch = tools.touch(name, _word(tool, "type"), _word(tool, "server"), params, self._trusted)
         whole = "\n".join(touch.texts)
         content = seen.group("content")
@@ -386,7 +401,7 @@ class Watch:
         self._memory_touched(seen, touch, owner)
         self._goes_out(seen, touch, owner)
         job = recurring = None
-        if short == "cron":
+        if short in tools.SCHEDULES:
             job, recurring = self._schedule(seen, params)
         elif short in tools.SHELLS and _ENDLESS.search(whole):
             seen.hit("schedule.by-agent-no-end")
@@ -399,8 +414,8 @@ class Watch:
             local = short in tools.SHELLS | tools.READS | tools.WRITES | tools.SEARCHES
             self._calls.put(call_id, Call(name, seen.session if isinstance(seen.session, str) else None, state.taint, touch.source, touch.store,
                                           touch.reads, local, job, recurring))  # fmt: skip
-            if short == "sessions_spawn" and state.taint and isinstance(seen.session, str):
-                self._spawning.put(call_id, (seen.session, state.taint))
+            if short == "sessions_spawn" and isinstance(seen.session, str):
+                self._spawning.put(call_id, seen.session)
         if short == "sessions_send" and isinstance(to := params.get("sessionKey"), str):
             self._carry(seen.session, to)
         if state.last:
@@ -415,10 +430,7 @@ class Watch:
             seen.put("actor", {**given, **missing})
 
     def _owner(self, seen: _Seen) -> bool | None:
-        owner = seen.group("actor").get("owner")
-        if owner is None:
-            owner = self.standing(seen.session, seen.run).owner
-        return owner if isinstance(owner, bool) else None
+        return self.standing(seen.session, seen.run, seen.group("actor")).owner
 
     def _by_whom(self, seen: _Seen, short: str, owner: bool | None, auth: object) -> None:
         if owner is False:
@@ -515,7 +527,8 @@ class Watch:
         if call.job is not None and (made := _UUID.search(str(content.get("excerpt", "")))):
             self._jobs.put(made[0], (call.taint, call.recurring))
         if short == "sessions_spawn" and (child := re.search(r"agent:[\w-]+:subagent:[0-9a-f-]{36}", str(content.get("excerpt", "")))):
-            self._carry(call.session, child[0])
+            self._descends(call.session, child[0])
+        if short == "sessions_spawn":
             self._spawning.pop(_word(tool, "call_id"), None)
         fps = str(content.get("fps", "")).split()
         for fp in fps[:64]:
@@ -638,8 +651,12 @@ class Watch:
         job = self._jobs.get(name)
         if job is None and caller is None:
             return
-        spec = job[1] if job else caller.recurring if caller else None
-        change.setdefault("by", "agent")
+        taint, spec = job or ((caller.taint, caller.recurring) if caller else ("", None))
+        if ident := _word(seen.group("trigger"), "ref"):
+            self._jobs.put(ident, (taint, spec))
+        seen.taint = taint or None
+        if not change.get("by"):
+            change["by"] = "agent"
         if spec:
             change.setdefault("spec", spec)
             change.setdefault("ends", "never")
@@ -679,7 +696,7 @@ class _Seen:
     def __init__(self, watch: Watch, kind: str, outcome: str, fields: dict[str, Any]) -> None:
         self.kind, self.outcome, self._given = kind, outcome, fields
         self._added: dict[str, Any] = {}
-        self._companions = watch._companions
+        self._companions, self._owner = watch._companions, watch._owner
         self.session, self.run = fields.get("session"), fields.get("run")
         self.state = watch._session(self.session)
         self.taint: str | None = self.state.taint or None  # as it was before this event
@@ -711,8 +728,7 @@ class _Seen:
         if not companion.enabled:
             return
         severity = companion.severity
-        owner = self.group("actor").get("owner", (self.state.actor or {}).get("owner"))
-        steps = worse_by + (1 if companion.raised and (self.taint or owner is False) else 0)
+        steps = worse_by + (1 if companion.raised and (self.taint or self._owner(self) is False) else 0)
         for _ in range(max(steps, 0)):
             severity = worse(severity)
         if steps < 0:
@@ -740,6 +756,12 @@ def _merged(given: Any, flags: list[tuple[str, str, str]]) -> dict[str, Any]:
     rule, severity, technique = all_[0]
     rest = [r for r in dict.fromkeys([f[0] for f in all_[1:]] + also) if r != rule]
     return {k: v for k, v in {"rule": rule, "severity": severity, "technique": technique, "also": " ".join(rest)}.items() if v}
+
+
+def _nobody(session: object, actor: Mapping[str, Any]) -> bool:
+    """A host calls what it starts by itself "not the owner": no person is behind that."""
+    inner = isinstance(session, str) and any(sort in session for sort in (":subagent:", ":cron:", ":heartbeat:"))
+    return inner and not actor.get("id") and actor.get("owner") is False
 
 
 def _word(group: object, name: str) -> str:

@@ -20,6 +20,7 @@ _BARE_HOST = re.compile(r"(?:[\w.+-]{1,64}@)?((?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0
 _FILE_ENDINGS = frozenset(
     "txt json jsonl md sh py js mjs ts html htm css tar gz tgz zip log yml yaml csv pem key crt conf cfg ini png jpg jpeg pdf out env sql xml toml lock bin db sqlite bak tmp so c h rs go rb java".split()
 )
+_CUT_ADDRESS = re.compile(r"\d{1,3}(?:\.\d{1,3}){0,2}")
 _MAIL = re.compile(r"[\w.+-]{1,64}@((?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,24})", re.IGNORECASE)
 
 _ZERO_WIDTH = re.compile("[\u200b\u2060\u2061-\u2064\u180e]|(?<=[\x20-\x7e])[\u200c\u200d\ufeff]|[\u200c\u200d\ufeff](?=[\x20-\x7e])")
@@ -117,7 +118,9 @@ def _first(found: Iterable[str]) -> list[str]:
 
 
 def _host(raw: str) -> str:
-    return raw.strip(".[]*_").lower()[:_HOST_CHARS]
+    """In lower case; empty for the beginning of an address that was cut off."""
+    host = raw.strip(".[]*_").lower()[:_HOST_CHARS]
+    return "" if _CUT_ADDRESS.fullmatch(host) else host
 
 
 def _is_text(run: str) -> bool:

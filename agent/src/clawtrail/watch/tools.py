@@ -18,9 +18,10 @@ SEARCHES = frozenset({"memory_search"})
 SHELLS = frozenset({"exec", "bash", "shell", "process", "terminal", "run_command"})
 FETCHES = frozenset({"web_fetch", "web_search", "x_search", "browser", "fetch", "search", "webfetch", "websearch"})
 SENDS = frozenset({"message", "sessions_send", "mail", "mail_send", "send_email", "email_send", "gmail", "send_message", "tts", "nodes", "canvas"})
+SCHEDULES = frozenset({"cron", "automations"})
 _SPAWNS = frozenset({"sessions_spawn", "subagents", "task"})
 #: Tools by which an agent acts on the world, its host or itself; reading alone is not among them.
-PRIVILEGED = WRITES | SHELLS | SENDS | _SPAWNS | {"cron", "gateway", "plugins", "config", "secrets", "skill_install", "python_repl"}
+PRIVILEGED = WRITES | SHELLS | SENDS | SCHEDULES | _SPAWNS | {"gateway", "plugins", "config", "secrets", "skill_install", "python_repl"}
 
 _MEMORY = re.compile(r"(?:^|/)(MEMORY\.md|SOUL\.md|AGENTS\.md|USER\.md|IDENTITY\.md|TOOLS\.md|HEARTBEAT\.md|BOOTSTRAP\.md|CLAUDE\.md|memory(?:/[^\s'\"]{1,200})?)$", re.IGNORECASE)
 MEMORY_IN_COMMAND = re.compile(
