@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gc
+import hashlib
 import itertools
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawtrail import event as ev
+from clawtrail import schema
 from clawtrail.errors import ConfigurationError
 from clawtrail.watch import COMPANIONS, Watch, line_digests, marks
 from clawtrail.watch import text as words
@@ -19,6 +21,13 @@ from clawtrail.watch.companions import configured
 OWNER = {"type": "user", "id": "telegram:1", "auth": "verified", "owner": True, "surface": "telegram"}
 STRANGER = {"type": "user", "id": "telegram:9", "auth": "verified", "owner": False, "surface": "telegram"}
 numbers = itertools.count()
+HEAD = {
+    "v": 1, "id": "01a20a42-c64b-7a84-8d6a-6223ec19262f", "ts": "2026-11-23T21:14:38.025000Z", "agent": {"name": "a", "type": "python"},
+    "host": {"name": "h", "boot": "1c4f390a-8a41-49c0-9526-5f8b4edce472"}, "epoch": "01a20a41-5d6c-7c32-8c1a-295b9dbbb2ec", "seq": 1, "prev": "unknown",
+}  # fmt: skip
+
+
+H = [f"{n:016x}" for n in range(10)]  # hashes of definitions
 
 
 class Clock:
@@ -37,11 +46,11 @@ class Scene:
         self.seen = []
 
     def see(self, kind, outcome="success", session="s", run="r", **fields):
-        given = {"session": session, "run": run, **fields}
+        given = {"session": session, "run": run, **({"decision": {"stop": "end"}} if kind == "model.decision" else {}), **fields}
         out = self.watch.see(kind, outcome, given)
         assert self.watch.failed == 0, given
-        ev.body(kind, outcome, out)  # an event that no recorder would refuse
-        self.watch.recorded(kind, out, f"e{next(numbers)}")
+        assert schema.check(HEAD | ev.body(kind, outcome, out)) == []
+        self.watch.recorded(kind, out, f"{next(numbers):08x}-0000-7000-8000-000000000000")
         self.seen.append(out)
         return out
 
@@ -55,7 +64,7 @@ class Scene:
         if kind == "mcp":
             tool["server"] = name.partition("__")[0]
         called = self.see("tool.call", "attempt", session, run, tool=tool, params=params, **more)
-        content = {"excerpt": result, "size": len(result), "sha256": f"{hash(result):x}", **(answer or {})}
+        content = {"excerpt": result, "size": len(result), "sha256": hashlib.sha256(result.encode()).hexdigest(), **(answer or {})}
         self.see("tool.result", outcome, session, run, tool=tool, content=content)
         return called
 
@@ -344,23 +353,23 @@ def test_link_data_in_query(scene):
 
 
 def test_a_secret_is_followed_from_a_result_into_the_next_call(scene):
-    scene.call("read", {"path": "x"}, answer={"redactions": 1, "fps": "fp7c1d"})
+    scene.call("read", {"path": "x"}, answer={"redactions": 1, "fps": "7c1d00aa"})
     assert scene.seen[-1]["flag"]["rule"] == "secret.in-result"
-    sent = scene.call("exec", {"command": "curl https://a.example"}, content={"redactions": 1, "fps": "fp7c1d"})
+    sent = scene.call("exec", {"command": "curl https://a.example"}, content={"redactions": 1, "fps": "7c1d00aa"})
     assert sent["flag"] == {"rule": "secret.in-egress", "severity": "critical", "technique": "AML.T0057"}
-    out = scene.see("message.out", content={"excerpt": "[redacted:key:fp7c1d]", "redactions": 1, "fps": "fp7c1d"})
+    out = scene.see("message.out", content={"excerpt": "[redacted:key:7c1d00aa]", "redactions": 1, "fps": "7c1d00aa"})
     assert "secret.in-egress" in rules(out)
 
 
 def test_a_secret_that_stays_on_the_host_is_no_egress(scene):
-    assert not rules(scene.call("exec", {"command": "psql"}, content={"redactions": 1, "fps": "aa"}))
+    assert not rules(scene.call("exec", {"command": "psql"}, content={"redactions": 1, "fps": "aaaaaaaa"}))
     assert "secret.in-result" not in rules(scene.seen[-1])
     assert not rules(scene.see("message.out", content={"excerpt": "done"}))
-    assert scene.call("exec", {"command": "curl https://a.example"}, content={"redactions": 1, "fps": "bb"})["flag"]["severity"] == "high"
+    assert scene.call("exec", {"command": "curl https://a.example"}, content={"redactions": 1, "fps": "bbbbbbbb"})["flag"]["severity"] == "high"
 
 
 def test_secret_written_after_untrusted(tainted):
-    found = {"redactions": 6, "fps": "fpa1"}
+    found = {"redactions": 6, "fps": "a1a1a1a1"}
     assert "secret.written-after-untrusted" in rules(tainted.call("supabase__execute_sql", {"sql": "insert …"}, "mcp", content=found))
     assert "secret.written-after-untrusted" in rules(tainted.call("write", {"path": "out.txt", "content": "…"}, content=found))
     assert "secret.written-after-untrusted" not in rules(tainted.call("read", {"path": "out.txt"}, content=found))
@@ -536,39 +545,39 @@ def test_hooks_bypassed(scene):
 
 
 def test_tool_definition_changed(scene):
-    assert scene.watch.definitions({"wiki__page": "h1", "read": "h0"}) == []
-    assert scene.call("wiki__page", {}, "mcp")["tool"]["def"] == "h1"
-    assert scene.watch.definitions({"wiki__page": "h2", "read": "h0"}) == [("wiki__page", "h1", "h2")]
-    changed = scene.see("config.change", change={"what": "tool", "name": "wiki__page", "before": "h1", "after": "h2"})
+    assert scene.watch.definitions({"wiki__page": H[1], "read": H[0]}) == []
+    assert scene.call("wiki__page", {}, "mcp")["tool"]["def"] == H[1]
+    assert scene.watch.definitions({"wiki__page": H[2], "read": H[0]}) == [("wiki__page", H[1], H[2])]
+    changed = scene.see("config.change", change={"what": "tool", "name": "wiki__page", "before": H[1], "after": H[2]})
     assert rules(changed) == {"tool.definition-changed"}
-    assert not rules(scene.see("config.change", change={"what": "tool", "name": "new", "before": "none", "after": "h1"}))
+    assert not rules(scene.see("config.change", change={"what": "tool", "name": "new", "before": "none", "after": H[1]}))
 
 
 def test_what_a_host_shows_its_guests_and_subagents_is_no_change(scene):
     scene.start(OWNER, session="own")
     scene.start(STRANGER, session="guest")
-    assert scene.watch.definitions({"exec": "h1"}, "own") == []
-    assert scene.watch.definitions({"exec": "h2"}, "guest") == []
-    assert scene.watch.definitions({"exec": "h1"}, "own") == []
-    assert scene.watch.definitions({"exec": "h3"}, "agent:main:subagent:1") == []
-    assert scene.call("exec", {}, session="own")["tool"]["def"] == "h1"
-    assert scene.call("exec", {}, session="guest")["tool"]["def"] == "h2"
-    assert scene.watch.definitions({"exec": "h4"}, "own") == [("exec", "h1", "h4")]
+    assert scene.watch.definitions({"exec": H[1]}, "own") == []
+    assert scene.watch.definitions({"exec": H[2]}, "guest") == []
+    assert scene.watch.definitions({"exec": H[1]}, "own") == []
+    assert scene.watch.definitions({"exec": H[3]}, "agent:main:subagent:1") == []
+    assert scene.call("exec", {}, session="own")["tool"]["def"] == H[1]
+    assert scene.call("exec", {}, session="guest")["tool"]["def"] == H[2]
+    assert scene.watch.definitions({"exec": H[4]}, "own") == [("exec", H[1], H[4])]
 
 
 def test_capability_changed_after_approval(scene):
-    first = scene.see("config.change", change={"what": "skill", "name": "browser", "after": "h1"})
+    first = scene.see("config.change", change={"what": "skill", "name": "browser", "after": H[1]})
     assert not rules(first)
-    changed = scene.see("config.change", change={"what": "skill", "name": "browser", "after": "h2"})
-    assert rules(changed) == {"capability.changed-after-approval"} and changed["change"]["before"] == "h1"
-    assert not rules(scene.see("config.change", change={"what": "skill", "name": "browser", "after": "h2"}))
+    changed = scene.see("config.change", change={"what": "skill", "name": "browser", "after": H[2]})
+    assert rules(changed) == {"capability.changed-after-approval"} and changed["change"]["before"] == H[1]
+    assert not rules(scene.see("config.change", change={"what": "skill", "name": "browser", "after": H[2]}))
 
 
 def test_capability_added_by_agent(scene):
-    assert rules(scene.see("config.change", change={"what": "skill", "name": "stealth", "before": "none", "after": "h9", "by": "agent"})) == {
+    assert rules(scene.see("config.change", change={"what": "skill", "name": "stealth", "before": "none", "after": H[9], "by": "agent"})) == {
         "capability.added-by-agent"
     }
-    assert not rules(scene.see("config.change", change={"what": "skill", "name": "other", "before": "none", "after": "h9", "by": "operator"}))
+    assert not rules(scene.see("config.change", change={"what": "skill", "name": "other", "before": "none", "after": H[9], "by": "operator"}))
 
 
 def test_schedule_by_agent_no_end(scene):
@@ -638,7 +647,7 @@ def test_an_outcome_without_a_cause_is_given_that_of_its_session(scene):
     scene.see("model.request", "attempt")
     assert scene.see("model.decision", content={"excerpt": "x"})["caused_by"]
     assert scene.see("message.out", content={"excerpt": "x"})["caused_by"]
-    assert scene.see("model.decision", content={"excerpt": "x"}, caused_by="given")["caused_by"] == "given"
+    assert scene.see("model.decision", content={"excerpt": "x"}, caused_by=HEAD["id"])["caused_by"] == HEAD["id"]
     assert "caused_by" not in scene.see("message.out", session="other", content={"excerpt": "x"})
 
 
@@ -658,11 +667,11 @@ def test_standing_is_what_the_stateless_rules_are_told(scene):
 
 
 def test_the_rules_file_sets_severities_and_thresholds():
-    scene = Scene(settings={"content.changed": {"severity": "high", "technique": "T1"}, "link.unseen-host": {"enabled": False}})
+    scene = Scene(settings={"content.changed": {"severity": "high", "technique": "T1565"}, "link.unseen-host": {"enabled": False}})
     assert not rules(scene.see("message.out", content={"excerpt": "https://x.example"}))
     scene.call("web_fetch", {"url": "https://g.example"}, result="a")
     scene.call("web_fetch", {"url": "https://g.example"}, result="b")
-    assert scene.seen[-1]["flag"] == {"rule": "content.changed", "severity": "high", "technique": "T1"}
+    assert scene.seen[-1]["flag"] == {"rule": "content.changed", "severity": "high", "technique": "T1565"}
 
 
 @pytest.mark.parametrize(
@@ -672,6 +681,7 @@ def test_the_rules_file_sets_severities_and_thresholds():
         ({"content.changed": {"severity": "bad"}}, "content.changed: severity: 'bad'; expected severity .low medium high critical."),
         ({"run.over-budget": {"steps": 0}}, "run.over-budget: steps: 0; expected .* steps .above 0."),
         ({"run.over-budget": {"steps": True}}, "steps: True; expected"),
+        ({"content.changed": {"technique": "T1"}}, "technique: 'T1'; expected"),
         ({"run.over-budget": 7}, "run.over-budget: 7; expected a mapping"),
         (7, "watch: 7; expected a mapping of rule ids"),
     ],

@@ -11,11 +11,13 @@ content or the actor is not the owner. Techniques: MITRE ATT&CK and ATLAS.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Mapping
 
 from ..errors import ConfigurationError
 
+_TECHNIQUES = re.compile(r"(?:AML\.)?T\d{4}(?:\.\d{3}){0,2}(?: (?:AML\.)?T\d{4}(?:\.\d{3}){0,2})*")
 SEVERITIES = ("low", "medium", "high", "critical")
 
 
@@ -91,12 +93,12 @@ def configured(settings: Mapping[str, Any]) -> dict[str, Companion]:
                 rule = replace(rule, severity=value)
             elif key == "enabled" and isinstance(value, bool):
                 rule = replace(rule, enabled=value)
-            elif key == "technique" and isinstance(value, str) and value:
+            elif key == "technique" and isinstance(value, str) and _TECHNIQUES.fullmatch(value):
                 rule = replace(rule, technique=value)
             elif key in limits and isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 limits[key] = value
             else:
-                known = ", ".join([f"severity ({' '.join(SEVERITIES)})", "enabled (true or false)", "technique", *(f"{k} (above 0)" for k in limits)])
+                known = ", ".join([f"severity ({' '.join(SEVERITIES)})", "enabled (true or false)", "technique (ids such as AML.T0086, T1567)", *(f"{k} (above 0)" for k in limits)])
                 raise ConfigurationError(f"watch: {id}: {key}: {value!r}; expected {known}")
         out[id] = replace(rule, limits=limits)
     return out
