@@ -50,6 +50,9 @@ def test_ports_are_published_on_the_configured_address_and_nothing_else_is() -> 
 def test_the_store_has_no_way_out_and_the_agent_no_way_in() -> None:
     assert COMPOSE["networks"]["store"] == {"internal": True}
     assert SERVICES["openclaw"]["networks"] == ["agents"]
+    assert COMPOSE["networks"]["agents"] == {"internal": "${AGENTS_INTERNAL:-true}"}
+    assert {name for name, s in SERVICES.items() if "agents" in (s.get("networks") or [])} == {"openclaw", "forwarder"}
+    assert {name for name, s in SERVICES.items() if "model-key" in (s.get("secrets") or [])} == {"forwarder"}
     assert {name for name, s in SERVICES.items() if "store" in (s.get("networks") or [])} == {"syslog-ng", "loki", "grafana", "operator"}
 
 

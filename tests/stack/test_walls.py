@@ -19,11 +19,12 @@ TARGETS = {
     "receiver": ("syslog-ng", "ingest", 6514),
     "receiver from the store": ("syslog-ng", "store", 6514),
     "lines": ("syslog-ng", "ingest", 6515),
-    "model": ("demo-model", "agents", 8080),
+    "model": ("demo-model", "models", 8080),
+    "model proxy": ("forwarder", "agents", 8300),
     "gateway": ("openclaw", "agents", 18789),
 }
 ALLOWED = {
-    ("openclaw", "model"), ("demo-model", "model"),
+    ("openclaw", "model proxy"), ("forwarder", "model proxy"), ("forwarder", "model"), ("demo-model", "model"),
     ("forwarder", "receiver"), ("forwarder", "lines"),
     ("syslog-ng", "loki"),
     ("syslog-ng", "receiver"), ("syslog-ng", "lines"), ("syslog-ng", "receiver from the store"),

@@ -64,14 +64,31 @@ def _password(o: argparse.Namespace) -> int:
 
 def _forwarder(o: argparse.Namespace) -> int:
     from .forwarder import Forwarder
+    from .outbox import folder_of
     from .rules import Rules
+    from .runs import Runs
 
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
     with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof,
                    gate=o.gates, gate_deadline=o.gate_deadline) as recorder:  # fmt: skip
-        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=Rules.load(o.rules))
+        folder = folder_of(o.spool, o.agent)
+        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=Rules.load(o.rules),
+                              runs=Runs(folder / "runs"), proxy=_model_proxy(o, folder))  # fmt: skip
         asyncio.run(forwarder.serve())
     return 0
+
+
+def _model_proxy(o: argparse.Namespace, folder: Path) -> Any:
+    if not o.model_url:
+        return None
+    from .proxy import Config, Upstream
+
+    def read(path: Path | None) -> str:
+        return path.read_text().strip() if path else ""
+
+    host, port = _address(o.model_listen)
+    upstreams = {"model": Upstream(o.model_url, o.model_api, read(o.model_key))}
+    return Config(upstreams, {o.agent: read(o.agent_token)}, folder, host, port, ca=o.model_ca)
 
 
 def _rules(o: argparse.Namespace) -> int:
@@ -329,6 +346,13 @@ def _parser() -> argparse.ArgumentParser:
                      help="how far an event comes before its action runs: off, spooled, sent or stored, also as tool:sent,credential:stored")  # fmt: skip
     sub.add_argument("--gate-deadline", default="3", metavar="SECONDS", help="after which an action is refused (default: %(default)s)")
     sub.add_argument("--rules", type=Path, action="append", default=[], metavar="FOLDER", help="folder with more rules (*.yaml); may be repeated")
+
+    sub.add_argument("--model-url", default="", metavar="URL", help="the model provider's base URL: serve the model proxy")
+    sub.add_argument("--model-api", default="openai-completions", metavar="API", help="as OpenClaw names it (default: %(default)s)")
+    sub.add_argument("--model-key", type=Path, metavar="FILE", help="the provider's key")
+    sub.add_argument("--model-ca", type=Path, metavar="FILE", help="authorities that may sign the provider's certificate, beside the system's")
+    sub.add_argument("--model-listen", default="127.0.0.1:8300", metavar="HOST:PORT")
+    sub.add_argument("--agent-token", type=Path, metavar="FILE", help="what the agent authenticates with at the model proxy")
 
     sub = command("break-glass", _break_glass, "let actions run for a stated time whether or not they are recorded; on record itself")
     sub.add_argument("--socket", default="/run/clawtrail/audit.sock")

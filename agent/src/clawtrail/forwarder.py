@@ -21,7 +21,7 @@ import socket
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .adapters.openclaw import OpenClaw, Recorded
 from .errors import ClawtrailError, Denied, EventError, QueueFull, SpoolError
@@ -35,6 +35,9 @@ from .redact import Found
 from .rules import Rules
 from .runs import Runs
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .proxy import Config, Proxy
 
 log = logging.getLogger("clawtrail.forwarder")
 
@@ -56,6 +59,7 @@ class Forwarder:
         runs: what is open in the gateway, for the model proxy.
         watch: the state of sessions, shared with the model proxy.
         rules: which tool calls are flagged or refused; the packaged ones by default.
+        proxy: the model proxy's settings; None: it is not served.
     """
 
     def __init__(
@@ -67,9 +71,11 @@ class Forwarder:
         runs: Runs | None = None,
         watch: Watch | None = None,
         rules: Rules | None = None,
+        proxy: Config | None = None,
     ) -> None:
         self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch(rules)
         self.gatekeeper = Gatekeeper(recorder)
+        self.proxy = self._proxy(proxy) if proxy is not None else None
         recorder.health = lambda: {"component": "forwarder", **self._counted()}
         self._admission = Admission(gateway_uid, main_process)
         self._openclaw = OpenClaw(recorder, self.runs, self.watch, rules)
@@ -81,8 +87,15 @@ class Forwarder:
         self._last_refusal = 0.0
         self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "denied": 0, "repeated": 0, "ungated": 0}
 
+    def _proxy(self, config: Config) -> Proxy:
+        from .proxy import Proxy  # aiohttp: for those who serve it
+
+        return Proxy(self.recorder, self.runs, self.watch, config, self.gatekeeper)
+
     def _counted(self) -> dict[str, Any]:
-        return {**self.counters, "watch": self.watch.counters, "gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
+        proxy = {"proxy": self.proxy.health()} if self.proxy is not None else {}
+        gate = {"gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
+        return {**self.counters, "watch": self.watch.counters, **gate, **proxy}
 
     # -- serving -----------------------------------------------------------------------------------------------
 
@@ -97,10 +110,14 @@ class Forwarder:
         server = await self._loop.create_unix_server(lambda: Lines(self._made, self._endless, self._lost), self.path)
         os.chmod(self.path, 0o666)  # who may speak is decided by process, not by file mode
         log.info("listening on %s; gates %s, %g s", self.path, self.gatekeeper.gates, self.gatekeeper.gates.deadline)
+        if self.proxy is not None:
+            await self.proxy.start()
         self.recorder.beat()
         ticking = asyncio.create_task(self._tick())
         await stopped.wait()
         ticking.cancel()
+        if self.proxy is not None:
+            await self.proxy.close()
         server.close()
         for connection in list(self._connections):
             connection.end()

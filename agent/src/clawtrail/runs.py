@@ -72,6 +72,7 @@ class Runs:
         self._asked: OrderedDict[str, tuple[float, Alone]] = OrderedDict()
         self._called: OrderedDict[str, tuple[float, Alone]] = OrderedDict()
         self._spans: OrderedDict[str, Run | None] = OrderedDict()
+        self._refused: OrderedDict[str, None] = OrderedDict()
         self._beat: float | None = None
         self.unsaved = 0  #: starts and ends that could not be written to the file
         self._file = -1
@@ -166,11 +167,17 @@ class Runs:
             self._asked[span] = self._clock(), Alone("proxy", span, run.run if run else None, run.session if run else None, event)
             _bound(self._asked)
 
+    def refused(self, span: str) -> None:
+        """The proxy has refused a request of this span: the hook that tells of it has nothing to meet."""
+        if self._called.pop(span, None) is None:
+            self._refused[span] = None
+            _bound(self._refused)
+
     def called(self, span: str, run: str | None, session: str | None, event: str) -> None:
         """The hook has told of a model call with this span."""
         self._spans[span] = self._runs.get(run or "") or Run(run, session, None, time.time()) if run else None
         _bound(self._spans)
-        if self._asked.pop(span, None) is None:
+        if self._asked.pop(span, None) is None and span not in self._refused:
             self._called[span] = self._clock(), Alone("hook", span, run, session, event)
             _bound(self._called)
 

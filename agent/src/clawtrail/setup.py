@@ -21,19 +21,30 @@ def step(name: str, detail: str, state: bool | str) -> str:
 
 
 def make_secrets(folder: Path) -> bool:
-    """grafana-password, grafana-secret-key, gateway-token, model-key, nano-model-key, fingerprint-key. True: something was made."""
+    """The passwords and keys below. True: something was made.
+
+    The agent's token lies there twice, because OpenClaw takes none from a file that anyone but itself can read. The
+    provider's key, which a person puts there, belongs to the forwarder alone, whoever owned it before.
+    """
     wanted = {
         "grafana-password": (secrets.token_urlsafe(18), "grafana"),
         "grafana-secret-key": (secrets.token_urlsafe(32), "grafana"),
         "gateway-token": (secrets.token_hex(24), "openclaw"),
-        "model-key": ("the-demo-model-takes-any-key", "openclaw"),
+        "model-key": ("the-demo-model-takes-any-key", "clawtrail"),
         "nano-model-key": ("the-demo-model-takes-any-key", "clawtrail"),
+        "agent-token": (secrets.token_hex(24), "openclaw"),
         "fingerprint-key": (secrets.token_hex(32), "clawtrail"),
     }
     made = [name for name in wanted if not (folder / name).exists()]
     for name in made:
         text, owner = wanted[name]
         write(folder / name, text.encode(), 0o400, UIDS[owner])
+    token, copy = folder / "agent-token", folder / "agent-token-proxy"
+    if not copy.exists():
+        write(copy, token.read_bytes(), 0o400, UIDS["clawtrail"])
+        made.append(copy.name)
+    if os.geteuid() == 0:
+        os.chown(folder / "model-key", UIDS["clawtrail"], -1)
     return bool(made)
 
 
