@@ -284,6 +284,32 @@ def _exit(bench: Driver) -> Iterator[Line]:
             yield Line(what, mine, peer, f"{result['lost']} lost, {ended}{_milli(result['exit_s'] * 1000)}")
 
 
+# -- the forwarder -----------------------------------------------------------------------------------------------
+
+_AT_LEAST = 5000  #: events per second
+
+
+@_goal("gate", "what a gate costs a tool call: the forwarder's socket, durability disk")
+def _gate(bench: Driver) -> Iterator[Line]:
+    for busy in (2, 0):
+        runs = bench.rounds_of("gate", [OURS], n=500 if bench.quick else 2000, busy=busy)
+        what = f"gate of a tool call, disk, {'two programs want the processors' if busy else 'quiet'}"
+        for key, most in (("p50", 2000.0), ("p99", 15000.0)):
+            yield _bound(f"{what}: {key}", _micro, median(runs, OURS, key), most, why_not(runs, OURS))
+
+
+@_goal("forwarder", "the forwarder: events per second from its socket, memory, size of an event")
+def _forwarder(bench: Driver) -> Iterator[Line]:
+    for durability in ("write", "disk"):
+        runs = bench.rounds_of("throughput", [OURS], n=10000 if bench.quick else 40000, durability=durability)
+        rate, what = median(runs, OURS, "per_second"), f"forwarder, durability {durability}"
+        holds = None if rate is None else rate >= _AT_LEAST
+        yield Line(f"{what}: from its socket", _rate(rate) if rate is not None else why_not(runs, OURS), goal=f">= {_rate(_AT_LEAST)}", holds=holds)
+        yield _bound(f"{what}: memory (resident, highest)", _mega, median(runs, OURS, "resident"), 60e6, why_not(runs, OURS))
+    runs = bench.rounds_of("sizes", [OURS], 1, n=2000)
+    yield _bound("attempt and outcome of a tool call, bytes, median", _number, median(runs, OURS, "both"), 1500, why_not(runs, OURS))
+
+
 # -- promises that tests hold -----------------------------------------------------------------------------------
 
 
