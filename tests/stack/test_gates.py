@@ -1,0 +1,77 @@
+"""Gates above the spool, and break-glass, on the real gateway."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Iterator
+
+import pytest
+from harness import Stack, eventually
+
+
+@pytest.fixture
+def sent(running: Stack) -> Iterator[Stack]:
+    """A stack in which a tool runs only when its event was handed to the receiver; runs start all the same."""
+    before = running.env_file.read_text()
+    running.env_file.write_text(before.replace("GATES=spooled", "GATES=tool:sent"))
+    try:
+        again(running)
+        yield running
+    finally:
+        running.env_file.write_text(before)
+        if running.container("syslog-ng").status != "running":
+            running.container("syslog-ng").start()
+        running.wait_healthy("syslog-ng")
+        again(running)
+
+
+def again(stack: Stack) -> None:
+    stack.compose("up", "--detach", "--no-deps", "forwarder")
+    stack.wait_healthy("forwarder")
+
+
+def glass(stack: Stack, *arguments: str) -> str:
+    return stack.compose("exec", "-T", "forwarder", "clawtrail", "break-glass", *arguments).stdout
+
+
+def ran(stack: Stack, session: str) -> bool:
+    marker = f"/tmp/{uuid.uuid4().hex}"
+    stack.turn(session, ("exec", {"command": f"touch {marker}"}))
+    return stack.run_inside("openclaw", "test", "-e", marker)[0] == 0
+
+
+def test_a_tool_waits_for_the_receiver_and_an_operator_can_break_the_glass(sent: Stack) -> None:
+    session = f"gate-{uuid.uuid4().hex[:8]}"
+    assert ran(sent, session)
+    sent.container("syslog-ng").stop(timeout=5)
+    assert not ran(sent, session), "it ran, and its event was not sent"
+    assert "until" in glass(sent, "--for", "10m", "--reason", "the receiver is being moved", "--by", "ada")
+    assert ran(sent, session)
+    glass(sent, "--close", "--by", "ada")
+    assert not ran(sent, session)
+    sent.container("syslog-ng").start()
+    sent.wait_healthy("syslog-ng")
+
+    def decisions(rule: str) -> list[dict]:
+        found = sent.query('{job="audit", agent="openclaw", category="policy"} | event="policy.decision"')
+        return [event for event in map(json.loads, (e.line for e in found)) if event["policy"].get("rule") == rule]
+
+    opened = eventually(lambda: decisions("gate.open"), 30, "the opening is in the store")[-1]
+    assert opened["flag"]["severity"] == "critical" and opened["actor"]["id"] == "ada" and opened["policy"]["reason"] == "the receiver is being moved"
+    closed = eventually(lambda: decisions("gate.close"), 30, "the closing is in the store")[-1]
+    assert closed["caused_by"] == opened["id"] and closed["health"]["passed"] >= 1
+    refused = eventually(lambda: [d for d in decisions("gate.sent") if d["session"] == f"agent:main:{session}"], 30, "the refusals are in the store")
+    assert len(refused) == 2 and "This action was not carried out" in refused[0]["policy"]["reason"]
+    calls = {json.loads(e.line)["id"] for e in sent.query(f'{{job="audit"}} | session="agent:main:{session}" | event="tool.call"')}
+    assert {d["caused_by"] for d in refused} <= calls
+    denied = sent.find(f'{{job="audit", outcome="denied"}} | session="agent:main:{session}" | event="tool.result"', 2)
+    assert "tell whoever operates this agent" in denied[0].line, "the user's words"
+
+
+def test_nobody_but_the_forwarders_own_container_can_break_the_glass(running: Stack) -> None:
+    ask = ("const s=require('net').connect('/run/clawtrail/audit.sock',()=>s.write(JSON.stringify({n:1,open:{seconds:9,reason:'let me'}})+'\\n'));"
+           "s.on('data',d=>{console.log(String(d));s.destroy()})")  # fmt: skip
+    _, said = running.run_inside("openclaw", "node", "-e", ask)  # a main process of the gateway's container, and its uid
+    assert '"ok": false' in said
+    assert "gate_open" not in running.compose("exec", "-T", "forwarder", "clawtrail", "health").stdout
