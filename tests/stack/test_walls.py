@@ -111,7 +111,7 @@ TRIED = {
 
 def forwarder_pid(stack: Stack) -> str:
     """As the agent sees it: the two containers share one process namespace."""
-    found = stack.run_inside("openclaw", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep -q 'clawtrail forwarder --socket' && echo ${p#/proc/}; done")[1]
+    found = stack.run_inside("openclaw", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep -q '[c]lawtrail forwarder --socket' && echo ${p#/proc/}; done")[1]
     return found.split()[0]
 
 
@@ -120,7 +120,7 @@ def test_what_a_child_of_the_agent_tries_is_refused_recorded_and_flagged(running
     command, refusal, rule = TRIED[tried]
     pid = forwarder_pid(running)
     session = f"wall-{uuid.uuid4().hex[:8]}"
-    running.turn(session, ("exec", {"command": f"({command.replace('PID', pid)}) 2>&1"}))
+    running.turn(session, ("exec", {"command": f"({command.replace('PID', pid)}\n) 2>&1"}))
     query = f'{{job="audit", agent="openclaw"}} | session="agent:main:{session}"'
     (call,) = running.find(f'{query} | event="tool.call" | tool="exec"')
     (result,) = running.find(f'{query} | event="tool.result" | tool="exec"')

@@ -37,12 +37,12 @@ class Peer:
 
     @property
     def command(self) -> str:
-        """What it was started as, cut after 200 characters; empty when that cannot be read."""
+        """What it was started as, cut after 500 characters; empty when that cannot be read."""
         try:
             raw = Path(f"/proc/{self.pid}/cmdline").read_bytes()
         except OSError:
             return ""
-        return raw.replace(b"\0", b" ").decode("utf-8", "backslashreplace").strip()[:200]
+        return raw.replace(b"\0", b" ").decode("utf-8", "backslashreplace").strip()[:500]
 
 
 @dataclass(frozen=True)
