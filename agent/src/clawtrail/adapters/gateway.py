@@ -174,6 +174,8 @@ class Gateway(Desk):
         action, policy, who = hooks.text(event.get("action")), hooks.group(event.get("policy")), hooks.group(event.get("actor"))
         if action.startswith("exec.approval."):
             return self._approval_told(action.rpartition(".")[2], event, ctx)
+        if action == "tool.execution.blocked":
+            return  # told with the call's id by the diagnostic of that name
         outcome = _OUTCOMES.get(hooks.text(event.get("outcome")), "unknown")
         fields = self._common(event, ctx) | {
             "policy": hooks.some({"engine": "openclaw", "rule": action, "verdict": policy.get("decision"), "reason": policy.get("reason") or event.get("reason")}),

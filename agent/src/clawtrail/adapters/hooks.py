@@ -112,7 +112,7 @@ def exit_error(details: dict[str, Any]) -> dict[str, Any] | None:
 def tool_outcome(failure: object, result: dict[str, Any], details: dict[str, Any]) -> str:
     """`exec` with a bad exit code reports no error, so the details decide; neither error nor result: unknown."""
     words = text(failure).lower()
-    if "no record, no action" in words or "blocked" in words:
+    if details.get("status") == "blocked" or "no record, no action" in words or words.startswith("tool call blocked"):
         return "denied"
     if failure or details.get("timedOut") or details.get("exitSignal") or details.get("status") in ("error", "failed", "timeout"):
         return "failure"

@@ -1,0 +1,354 @@
+"""The real gateway, driven through everything that it can be made to do here: each hook must fire, each kind must arrive.
+
+What is expected stands in `coverage/expected.json` with the OpenClaw version that it was seen with. After a change of
+OPENCLAW_VERSION these tests are the verdict: `make test ARGS='-k coverage'`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from harness import ROOT, Stack, eventually
+
+HERE = Path(__file__).with_name("coverage")
+EXPECTED = json.loads((HERE / "expected.json").read_text())
+FIRES, AT_THE_END = EXPECTED["fires"], EXPECTED["at_the_end"]
+STOP_WITHIN = 5.0  #: seconds from SIGTERM to the end of a gateway whose forwarder is dead
+
+
+def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return base | {k: merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in more.items()}
+
+
+class Gateway:
+    """The stack's gateway with servers, agents and a second plugin that the tests need, and what was asked of it."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self.stack, self.tag = stack, uuid.uuid4().hex[:8]
+        shutil.copytree(HERE, folder / "coverage")
+        config = merged(json.loads((ROOT / "agent/openclaw/openclaw.json").read_text()), json.loads((HERE / "openclaw.json").read_text()))
+        (folder / "openclaw.json").write_text(json.dumps(config))
+        self.override = folder / "override.yml"
+        self.override.write_text(json.dumps({"services": {"openclaw": {"volumes": [
+            f"{folder}/openclaw.json:/etc/openclaw/openclaw.json:ro", f"{folder}/coverage:/opt/coverage:ro"]}}}))  # fmt: skip
+        for path in (folder, folder.parent, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    def up(self, *overrides: Path) -> None:
+        files = [argument for file in (ROOT / "docker-compose.yml", *overrides) for argument in ("-f", str(file))]
+        self.stack.compose(*files, "up", "--detach", "--no-deps", "--wait", "--wait-timeout", "180", "openclaw", timeout=240)
+
+    def session(self, name: str, agent: str = "main") -> str:
+        return f"agent:{agent}:{name}-{self.tag}"
+
+    def post(self, path: str, session: str, body: dict[str, Any]) -> str:
+        code, said = self.stack.run_inside("openclaw", "node", "/opt/coverage/post.mjs", path, session, json.dumps(body))
+        assert code == 0, said
+        return said
+
+    def turn(self, name: str, *script: tuple[str, dict[str, Any]], agent: str = "main") -> str:
+        text = "\n".join(f"TOOL {tool} {json.dumps(params)}" for tool, params in script) or "hello"
+        return self.post("/v1/chat/completions", self.session(name, agent), {"model": f"openclaw/{agent}", "messages": [{"role": "user", "content": text}]})
+
+    def call(self, method: str, params: dict[str, Any], *more: str) -> Any:
+        """A method of the gateway's control interface, over WebSocket. Its answer, None when it was refused."""
+        code, said = self.stack.run_inside("openclaw", "openclaw", "gateway", "call", method, "--params", json.dumps(params), "--json", *more)
+        return json.loads(said[min(i for i in (said.find("{"), said.find("[")) if i >= 0) :]) if code == 0 else None
+
+    def events(self, kind: str, where: str = "", count: int = 1, within: float = 30) -> list[dict[str, Any]]:
+        found = self.stack.find(f'{{job="audit", agent="openclaw"}} | event="{kind}" {where}', count, within)
+        return sorted((json.loads(entry.line) for entry in found), key=lambda e: (e["epoch"], e["seq"]))
+
+    def of(self, name: str, kind: str, where: str = "", agent: str = "main", count: int = 1) -> list[dict[str, Any]]:
+        return self.events(kind, f'| session="{self.session(name, agent)}" {where}', count)
+
+    def one(self, name: str, kind: str, where: str, agent: str = "main") -> dict[str, Any]:
+        (event,) = self.of(name, kind, where, agent)
+        return event
+
+    def drive(self) -> None:
+        """Everything once. What it caused is looked up afterwards."""
+        self.turn("tools", ("exec", {"command": "echo fine"}), ("exec", {"command": "exit 3"}), ("read", {"path": "/no/such/file"}),
+                  ("read", {"nopath": 5}), ("exec", {"command": "echo rewrite-me"}), ("exec", {"command": "echo forbidden"}),
+                  ("words__lookup", {"word": "hook"}))  # fmt: skip
+        self.turn("parent", ("sessions_spawn", {"task": 'TOOL exec {"command": "echo from-the-child"}', "label": "kid"}))
+        assert '"ok":true' in self.post("/tools/invoke", self.session("invoke"), {"tool": "session_status", "args": {}})
+        self.turn("broken", agent="broken")
+        self.turn("failover", agent="second")
+        self.turn("asking", ("exec", {"command": "id"}), agent="asking")
+        self.chat()
+        self.scheduled()
+        assert self.call("health", {}, "--token", "wrong") is None
+        code, said = self.stack.run_inside("openclaw", "sh", "-c", "echo 'Be kind.' > /state/workspace/AGENTS.md")
+        assert code == 0, said
+        self.turn("bootstrap")
+
+    def chat(self) -> None:
+        session = self.session("chat")
+        self.call("chat.send", {"sessionKey": session, "message": 'TOOL exec {"command": "echo chat"}', "idempotencyKey": f"chat-{self.tag}"})
+        self.of("chat", "message.out")
+        self.of("chat", "run.end")
+        assert self.call("sessions.compact", {"key": session})["compacted"] is True
+        self.call("sessions.patch", {"key": session, "label": "renamed"})
+        assert self.call("sessions.reset", {"key": session})["ok"] is True
+
+    def scheduled(self) -> None:
+        job = self.call("cron.add", {
+            "name": f"tick-{self.tag}", "agentId": "main", "schedule": {"kind": "every", "everyMs": 3_600_000}, "sessionTarget": "isolated",
+            "wakeMode": "now", "delivery": {"mode": "none"}, "payload": {"kind": "agentTurn", "message": 'TOOL exec {"command": "echo cron"}'}})  # fmt: skip
+        assert self.call("cron.run", {"id": job["id"], "mode": "force"})["ok"] is True
+        self.events("config.change", f'|= "tick-{self.tag}" |= "finished"', within=60)
+        self.call("cron.remove", {"id": job["id"]})
+
+    def seen(self, wanted: set[str], within: float = 30) -> set[str]:
+        """The hooks that have fired, by the plugin's own heartbeat; waits for `wanted`, and does not insist."""
+        told: set[str] = set()
+
+        def ask() -> bool:
+            nonlocal told
+            beats = self.events("system.heartbeat", '|= `"component":"openclaw"` |= `hooks_seen`')
+            told = set(beats[-1]["health"]["hooks_seen"].split())
+            return wanted <= {_family(hook) for hook in told}
+
+        try:
+            eventually(ask, within, "the plugin's heartbeat")
+        except AssertionError:
+            pass  # which one is missing is said by the test of that name
+        return {_family(hook) for hook in told}
+
+
+def _family(hook: str) -> str:
+    return "internal:command" if hook.startswith("internal:command:") else hook
+
+
+@pytest.fixture(scope="module")
+def gateway(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    gateway = Gateway(running, tmp_path_factory.mktemp("coverage"))
+    gateway.up(gateway.override)
+    try:
+        gateway.drive()
+        yield gateway
+    finally:
+        gateway.up()
+
+
+@pytest.fixture(scope="module")
+def seen(gateway: Gateway) -> set[str]:
+    return gateway.seen(set(FIRES))
+
+
+@pytest.fixture(scope="module")
+def registered(gateway: Gateway) -> set[str]:
+    beats = gateway.events("system.heartbeat", '|= `"component":"openclaw"` |= `hooks_seen`')
+    return {_family(hook) for hook in beats[-1]["health"]["hooks"].split()}
+
+
+def version(stack: Stack) -> str:
+    return f"OpenClaw {stack.env['OPENCLAW_VERSION']}; coverage/expected.json was seen with {EXPECTED['openclaw']}"
+
+
+@pytest.mark.parametrize("hook", FIRES)
+def test_coverage_the_hook_fires(hook: str, seen: set[str], running: Stack) -> None:
+    assert hook in seen, f"the hook {hook} did not fire any more: {version(running)}"
+
+
+def test_coverage_every_hook_that_is_registered_is_expected_or_has_its_reason(registered: set[str]) -> None:
+    assert registered == {*FIRES, *AT_THE_END, *EXPECTED["not_driven"]}
+
+
+def test_coverage_every_hook_of_this_openclaw_is_used_or_has_its_reason(gateway: Gateway, registered: set[str], running: Stack) -> None:
+    """A hook that OpenClaw gained or lost is a decision to make, not something to find out later."""
+    find = "cat $(grep -l '\"subagent_delivery_target\",' /opt/openclaw/node_modules/openclaw/dist/hooks-*.mjs)"
+    _, source = running.run_inside("openclaw", "sh", "-c", find)
+    names = re.search(r"pluginHookNameSet = [^(]*\(\[(.*?)\]", source, re.DOTALL)
+    assert names, "the list of hooks is not where it was"
+    theirs = set(re.findall(r'"(\w+)"', names[1]))
+    ours = {hook for hook in registered if ":" not in hook}
+    assert theirs == ours | set(EXPECTED["unused"]), version(running)
+
+
+def test_coverage_a_call_and_its_outcome_are_joined(gateway: Gateway) -> None:
+    calls = {e["id"]: e for e in gateway.of("tools", "tool.call", count=6)}
+    decisions = {e["id"]: e for e in gateway.of("tools", "model.decision", count=8)}
+    results = gateway.of("tools", "tool.result", count=7)
+    assert len(calls) == 6 and len(results) == 7
+    for result in results:
+        cause = calls.get(result["caused_by"])
+        if cause:
+            assert cause["tool"]["call_id"] == result["tool"]["call_id"] and cause["caused_by"] in decisions
+            assert cause["tool"]["call_id"] in {c["id"] for c in decisions[cause["caused_by"]]["decision"]["calls"]}
+    assert [(r["tool"]["name"], r["outcome"]) for r in results] == [
+        ("exec", "success"), ("exec", "failure"), ("read", "failure"), ("read", "failure"), ("exec", "success"), ("exec", "denied"),
+        ("words__lookup", "success"),
+    ]  # fmt: skip
+    assert results[1]["error"] == {"type": "exit", "code": 3}
+
+
+def test_coverage_bad_arguments_are_on_record_and_named_so(gateway: Gateway) -> None:
+    result = gateway.one("tools", "tool.result", '|= "Validation failed"')
+    assert (result["outcome"], result["error"]["type"]) == ("failure", "validation")
+    decided = {e["id"] for e in gateway.of("tools", "model.decision", count=8)}
+    assert result["caused_by"] in decided
+
+
+def test_coverage_parameters_that_another_plugin_changed_are_shown_before_and_after(gateway: Gateway) -> None:
+    asked = gateway.one("tools", "tool.call", '|= "rewrite-me"')
+    ran = gateway.one("tools", "tool.result", '|= "echo rewritten"')
+    assert ran["caused_by"] == asked["id"] and ran["params"] == {"command": "echo rewritten"}
+    assert ran["policy"]["verdict"] == "modify" and ran["policy"]["before"] == asked["content"]["sha256"] != ran["policy"]["after"]
+
+
+def test_coverage_a_call_that_another_plugin_blocked_says_why(gateway: Gateway) -> None:
+    denied = gateway.one("tools", "tool.result", '| outcome="denied"')
+    assert denied["policy"]["verdict"] == "deny" and denied["policy"]["reason"] == "rewriter: forbidden here"
+    decision = gateway.one("tools", "policy.decision", '| outcome="denied"')
+    assert decision["tool"]["call_id"] == denied["tool"]["call_id"] and decision["caused_by"] == denied["caused_by"]
+
+
+def test_coverage_a_tool_of_an_mcp_server_names_it(gateway: Gateway) -> None:
+    call = gateway.one("tools", "tool.call", '| tool="words__lookup"')
+    assert (call["tool"]["type"], call["tool"]["server"], call["tool"]["primitive"]) == ("mcp", "words", "tool")
+    known = gateway.events("config.change", '|= `"what":"mcp"` |= `"name":"words"`')
+    assert "words.mjs" in known[-1]["change"]["spec"] and re.fullmatch("[0-9a-f]{16}", known[-1]["change"]["after"])
+
+
+def test_coverage_each_call_carries_the_hash_of_the_contract_that_the_model_was_shown(gateway: Gateway) -> None:
+    definitions = {e["tool"]["def"] for name in ("tools", "chat") for e in gateway.of(name, "tool.call", '| tool="exec"')}
+    assert len(definitions) == 1 and re.fullmatch("[0-9a-f]{16}", definitions.pop())
+    assert "def" not in gateway.one("tools", "tool.call", '| tool="words__lookup"')["tool"], "llm_input now has the tools of MCP servers: say so in the docs"
+
+
+def test_coverage_commands_say_where_they_ran(gateway: Gateway) -> None:
+    assert {e["tool"].get("sandbox") for e in gateway.of("tools", "tool.result", '| tool="exec"', count=4)} == {"none"}
+
+
+def test_coverage_a_decision_has_its_text_its_calls_and_its_reason_to_stop(gateway: Gateway) -> None:
+    decisions = gateway.of("tools", "model.decision", count=8)
+    requests = {e["id"]: e for e in gateway.of("tools", "model.request", count=8)}
+    assert [d["decision"]["stop"] for d in decisions] == ["tool"] * 7 + ["end"]
+    assert decisions[0]["decision"]["tools"] == "exec" and decisions[0]["content"]["excerpt"].startswith("I call exec")
+    for decision in decisions:
+        model = requests[decision["caused_by"]]["model"]
+        assert all(re.fullmatch("[0-9a-f]{64}", model[member]) for member in ("system", "prompt", "tools")) and model["tools_n"] > 20
+        assert decision["model"]["via"] == model["via"] == "hook" and decision["usage"]["input"] > 0
+
+
+def test_coverage_a_subagent_is_joined_to_who_started_it(gateway: Gateway) -> None:
+    parent = gateway.one("parent", "run.start", '!= "announce"')
+    started = gateway.one("parent", "subagent.start", "")
+    spawn = gateway.one("parent", "tool.call", '| tool="sessions_spawn"')
+    ended = gateway.one("parent", "subagent.end", "")
+    assert started["caused_by"] == spawn["id"] and ended["caused_by"] == started["id"] and ended["outcome"] == "success"
+    child = gateway.events("run.start", f'| session="{started["peer"]["session"]}"')[0]
+    assert child["run"] == started["peer"]["run"] and child["caused_by"] == started["id"]
+    assert child["trigger"] == {"type": "agent", "ref": parent["run"]}
+    (call,) = gateway.events("tool.call", f'| session="{started["peer"]["session"]}"')
+    assert call["params"] == {"command": "echo from-the-child"}
+    announced = gateway.one("parent", "run.start", '|= "announce:"')
+    assert announced["trigger"] == {"type": "agent", "ref": child["run"]} and announced["caused_by"] == ended["id"]
+
+
+def test_coverage_a_tool_that_is_invoked_over_http_is_an_attempt(gateway: Gateway) -> None:
+    """Its outcome is told by no hook and no diagnostic event."""
+    calls = gateway.events("tool.call", '| tool="session_status" | run=""')
+    assert calls[-1]["outcome"] == "attempt"
+    assert not gateway.stack.query('{job="audit", agent="openclaw"} | event="tool.result" | tool="session_status"')
+
+
+def test_coverage_an_error_of_the_model_is_a_decision_that_failed(gateway: Gateway) -> None:
+    failed = gateway.of("broken", "model.decision", '| outcome="failure"', "broken")
+    assert any(e["decision"]["stop"] == "error" and e.get("error") for e in failed)
+    assert gateway.one("broken", "run.end", "", "broken")["outcome"] == "failure"
+    change = gateway.of("failover", "config.change", '|= "failover"', "second")[0]["change"]
+    assert (change["before"], change["after"]) == ("broken/none", f"model/{gateway.stack.env['MODEL_NAME']}")
+
+
+def test_coverage_an_approval_names_its_call_what_was_shown_and_who_answered(gateway: Gateway) -> None:
+    call = gateway.one("asking", "tool.call", "", "asking")
+    asked = gateway.one("asking", "approval.request", "", "asking")
+    answered = gateway.one("asking", "approval.result", "", "asking")
+    assert asked["caused_by"] == call["id"] and answered["caused_by"] == asked["id"]
+    assert asked["tool"]["call_id"] == answered["tool"]["call_id"] == call["tool"]["call_id"]
+    assert asked["params"] == {"command": "id"} and answered["approval"]["id"] == asked["approval"]["id"]
+    assert (answered["outcome"], answered["approval"]["state"], answered["approval"]["by"]) == ("denied", "deny", "no-approval-route")
+
+
+def test_coverage_a_chat_is_recorded_from_the_message_to_the_answer(gateway: Gateway) -> None:
+    said = gateway.one("chat", "message.in", '!= "/reset"')
+    assert said["actor"] == {"type": "user", "id": "cli", "auth": "asserted", "surface": "webchat"}
+    run = gateway.one("chat", "run.start", "")
+    assert run["caused_by"] == said["id"] and run["trigger"]["type"] == "user"
+    answer = gateway.one("chat", "message.out", '| outcome="attempt"')
+    assert answer["content"]["excerpt"].startswith("DONE 1 tool results")
+    assert [e["outcome"] for e in gateway.of("chat", "config.change", '|= "compaction"', count=2)] == ["attempt", "success"]
+    starts, ends = gateway.of("chat", "session.start", count=2), gateway.of("chat", "session.end", '|= "reset"', count=2)
+    assert len(starts) == 2 and ends[-1]["caused_by"] == ends[0]["id"]
+    assert gateway.of("chat", "config.change", '|= "session:patch"')
+
+
+def test_coverage_a_scheduled_job_is_recorded_from_its_plan_to_its_end(gateway: Gateway) -> None:
+    changes = gateway.events("config.change", f'|= `"what":"schedule"` |= "tick-{gateway.tag}"', 4)
+    assert [c["change"]["after"] for c in changes] == ["added", "started", "finished", "removed"]
+    assert changes[0]["change"]["ends"] == "never" and "everyMs=3600000" in changes[0]["change"]["spec"]
+    finished = changes[2]
+    assert finished["outcome"] == "success" and finished["duration_us"] > 0
+    (run,) = gateway.events("run.start", f'| session="{finished["session"]}"')
+    assert run["trigger"] == {"type": "cron", "ref": finished["trigger"]["ref"]}
+
+
+def test_coverage_who_came_to_the_gateways_door_is_recorded(gateway: Gateway) -> None:
+    assert gateway.events("auth.login", '| outcome="success"')[0]["actor"]["auth"] == "verified"
+    refused = gateway.events("auth.login", '| outcome="denied"')[-1]
+    assert (refused["actor"]["auth"], refused["policy"]["reason"]) == ("none", "token_mismatch")
+    assert {"chat.send", "sessions.reset"} <= {e["change"]["name"] for e in gateway.events("config.change", '|= `"by":"operator"`', 5)}
+
+
+def test_coverage_the_files_that_a_prompt_is_built_from_are_hashed(gateway: Gateway) -> None:
+    change = gateway.events("config.change", '|= `"what":"prompt"` |= "AGENTS.md"')[-1]["change"]
+    assert change["before"] == "none" and re.fullmatch("[0-9a-f]{8}", change["after"])
+    run = gateway.one("bootstrap", "run.start", "")
+    assert run["store"] == {"kind": "memory", "op": "read", "name": "bootstrap", "item": "AGENTS.md", "n": 1, "size": 9}
+
+
+def test_coverage_the_start_says_what_the_gateway_is(gateway: Gateway, registered: set[str]) -> None:
+    health = gateway.events("system.start", '|= `"component":"openclaw"` |= "words"')[-1]["health"]
+    assert {_family(hook) for hook in health["hooks"].split()} == registered
+    assert health["mcp"] == "words" and "gateway" in health["denied_tools"].split() and re.fullmatch("[0-9a-f]{64}", health["config"])
+    beats = gateway.events("system.heartbeat", '|= `"component":"openclaw"` |= `hooks_seen`')
+    assert "state_error" not in beats[-1]["health"] and "hooks_missing" not in beats[-1]["health"]
+
+
+def timed_stop(stack: Stack) -> tuple[float, int]:
+    container = stack.container("openclaw")
+    start = time.monotonic()
+    container.stop(timeout=20)
+    took = time.monotonic() - start
+    container.reload()
+    return took, container.attrs["State"]["ExitCode"]
+
+
+@pytest.mark.stops("openclaw")
+def test_coverage_the_end_of_the_gateway_ends_its_sessions_on_record(gateway: Gateway, running: Stack) -> None:
+    """The last of the hooks: these are told by no heartbeat any more."""
+    before = len(running.query('{job="audit", agent="openclaw"} | event="system.stop" |= "openclaw"'))
+    took, code = timed_stop(running)
+    assert code == 0 and took < STOP_WITHIN
+    stops = gateway.events("system.stop", '|= `"component":"openclaw"`', before + 2)
+    assert {"attempt", "success"} <= {e["outcome"] for e in stops[before:]}
+    assert gateway.of("chat", "session.end", '|= "shutdown"')
+
+
+@pytest.mark.stops("forwarder", "openclaw")
+def test_coverage_the_gateway_stops_in_time_with_the_forwarder_dead(gateway: Gateway, running: Stack) -> None:
+    running.wait_healthy("openclaw")
+    gateway.turn("last")
+    running.container("forwarder").kill()
+    took, code = timed_stop(running)
+    assert code == 0 and took < STOP_WITHIN, f"{took:.1f} s, exit code {code}"
