@@ -233,7 +233,7 @@ def test_coverage_a_decision_has_its_text_its_calls_and_its_reason_to_stop(gatew
     decisions = gateway.of("tools", "model.decision", count=8)
     requests = {e["id"]: e for e in gateway.of("tools", "model.request", count=8)}
     assert [d["decision"]["stop"] for d in decisions] == ["tool"] * 7 + ["end"]
-    assert decisions[0]["decision"]["tools"] == "exec" and decisions[0]["content"]["excerpt"].startswith("I call exec")
+    assert [c["tool"] for c in decisions[0]["decision"]["calls"]] == ["exec"] and decisions[0]["content"]["excerpt"].startswith("I call exec")
     for decision in decisions:
         model = requests[decision["caused_by"]]["model"]
         assert all(re.fullmatch("[0-9a-f]{64}", model[member]) for member in ("system", "prompt", "tools")) and model["tools_n"] > 20

@@ -8,7 +8,8 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, test } from "node:test";
 import { BulkLane, GateLane } from "../../agent/openclaw/plugin/lanes.js";
-import { MAX_RECORD, record } from "../../agent/openclaw/plugin/records.js";
+import { MAX_RECORD, inventory, record } from "../../agent/openclaw/plugin/records.js";
+import { GatewayState } from "../../agent/openclaw/plugin/state.js";
 
 const folder = mkdtempSync(path.join(tmpdir(), "clawtrail-"));
 const alive = setInterval(() => {}, 1000); // the lanes hold no process open: something here must
@@ -209,4 +210,89 @@ test("bulky fields are named by size and hash, credentials are left out", () => 
   assert.deepEqual(input.event.historyMessages, { count: 0, bytes: 2 });
   const pairing = JSON.parse(record("channel_pairing_requested", { code: "123456", senderId: "x" }, {}));
   assert.deepEqual(pairing.event, { senderId: "x" });
+});
+
+test("a gate waits for what was queued before it, and for no more", async () => {
+  const forwarder = await new Forwarder().start();
+  const bulk = bulkLane(forwarder.path);
+  bulk.push("test", line("cause"));
+  await bulk.flush(2000);
+  assert.deepEqual(rids(forwarder), ["cause"]);
+  const more = setInterval(() => bulk.push("test", line("more")), 1); // never empty
+  await bulk.flush(2000);
+  clearInterval(more);
+  await forwarder.stop();
+});
+
+test("nobody waits long for a forwarder that is away", async () => {
+  const bulk = bulkLane(path.join(folder, "nowhere.sock"));
+  bulk.push("test", line("a"));
+  const start = Date.now();
+  await bulk.flush(5000);
+  assert.ok(Date.now() - start < 1000);
+});
+
+test("only so many records wait for their answer at once", async () => {
+  const forwarder = await new Forwarder(() => null).start();
+  const gate = new GateLane(forwarder.path);
+  const waiting = Array.from({ length: 1024 }, (_, i) => gate.send(line(i), 800).catch(() => "late"));
+  await eventually(() => forwarder.records.length === 1024);
+  await failsWithin(300, /1024 records wait/, () => gate.send(line("one more"), 90));
+  assert.ok((await Promise.all(waiting)).every((end) => end === "late"));
+  await forwarder.stop();
+});
+
+test("each tool's contract has a hash of its own, and their order does not matter", () => {
+  const [a, b] = [{ name: "a", parameters: { x: 1 } }, { name: "b" }];
+  const hashes = (tools) => JSON.parse(record("llm_input", { tools }, {})).event.tools;
+  const [one, two, changed] = [hashes([a, b]), hashes([b, a]), hashes([{ ...a, parameters: { x: 2 } }, b])];
+  assert.match(one.defs.a, /^[0-9a-f]{16}$/);
+  assert.equal(one.sha256, two.sha256);
+  assert.deepEqual(two.defs, one.defs);
+  assert.notEqual(changed.defs.a, one.defs.a);
+  assert.equal(changed.defs.b, one.defs.b);
+  assert.notEqual(changed.sha256, one.sha256);
+});
+
+test("files of the prompt are named by their hash, and what only the host may hold is left out", () => {
+  const context = { bootstrapFiles: [{ name: "A", path: "/A", content: "be kind" }, { name: "B", path: "/B", missing: true }], cfg: { secret: 1 } };
+  const { event } = JSON.parse(record("internal:agent:bootstrap", { sessionKey: "s", context }, {}));
+  const sha256 = createHash("sha256").update("be kind").digest("hex");
+  assert.deepEqual(event, { sessionKey: "s", context: { files: [{ name: "A", path: "/A", bytes: 7, sha256 }, { name: "B", path: "/B", missing: true }] } });
+  const patched = JSON.parse(record("internal:session:patch", { context: { patch: { a: 1 }, sessionEntry: { token: 1 }, cfg: {} } }, {}));
+  assert.deepEqual(patched.event, { context: { patch: { a: 1 } } });
+});
+
+test("the inventory names servers without what they are given in secret", () => {
+  const servers = (env) => ({ words: { command: "node", args: ["w.mjs", "--port=1"], env } });
+  const of = (env) => inventory({ mcp: { servers: servers(env) }, tools: { deny: ["gateway"], exec: { ask: "off" } } }).inventory;
+  const [one, other] = [of({ KEY: "one" }), of({ KEY: "two" })];
+  assert.equal(one.mcp[0].spec, "node w.mjs --port=1");
+  assert.ok(!JSON.stringify(one).includes("one"));
+  assert.equal(one.mcp[0].sha256, other.mcp[0].sha256);
+  assert.deepEqual(one.tools, { deny: ["gateway"], ask: "off", profile: undefined, allow: undefined, security: undefined });
+  assert.deepEqual(inventory(undefined).inventory.mcp, []);
+});
+
+test("each row of the gateway's database is read once, and one that cannot be read is told", async () => {
+  const now = Date.now() + 1000;
+  const rows = {
+    operator_approvals: [{ approval_id: "a", presentation_json: '{"commandText":"id"}', updated_at_ms: now }, { approval_id: "b", presentation_json: "{", updated_at_ms: now + 1 }],
+    diagnostic_events: [{ sequence: 1, created_at: 0, payload_json: '{"event":"old"}' }, { sequence: 2, created_at: now, payload_json: '{"event":"config.write"}' }],
+  };
+  const prepare = (sql) => ({
+    all: (after, since = 0) => sql.includes("operator_approvals")
+      ? rows.operator_approvals.filter((row) => row.updated_at_ms > after)
+      : rows.diagnostic_events.filter((row) => row.sequence > after && row.created_at >= since),
+  });
+  const state = new GatewayState("/state", async () => ({ prepare }));
+  const approvals = await state.approvals();
+  assert.deepEqual(approvals.map(({ approval_id, presentation }) => [approval_id, presentation]), [["a", { commandText: "id" }], ["b", { unreadable: "{" }]]);
+  assert.deepEqual(await state.approvals(), []);
+  assert.deepEqual(await state.changes(), [{ event: "config.write" }]);
+  assert.deepEqual(await state.changes(), []);
+  assert.equal(state.error, "");
+  const broken = new GatewayState("/state", async () => { throw new Error("database is locked"); });
+  assert.deepEqual(await broken.approvals(), []);
+  assert.equal(broken.error, "database is locked");
 });

@@ -54,7 +54,8 @@ def test_every_hook_that_the_plugin_ships_is_understood(openclaw):
     shipped = {*words("GATES"), *words("OBSERVED"), *(f"diag:{d}" for d in words("DIAGNOSTICS")), "heartbeat", "dropped"}
     assert len(shipped) > 30 and {"before_tool_call", "agent_end", "diag:security.event"} <= shipped
     assert shipped <= openclaw.hooks | _SAID_ELSEWHERE
-    for name in ("command:new", "command:stop", "session:patch", "gateway:pre-restart"):
+    assert {"agent:bootstrap", "message:transcribed"} <= set(words("INTERNAL"))
+    for name in ("command:new", "command:stop", "session:patch", "session:auto-reset", "gateway:pre-restart", "message:transcribed"):
         assert take(openclaw, f"internal:{name}", {"context": {"a": 1}})
 
 
@@ -210,6 +211,192 @@ def test_no_secret_passes_whichever_hook_brings_it(openclaw, recorder):
         assert openclaw.made[-7]["content"]["fps"]
 
 
+def call(openclaw, call_id="c", run="r", params=None, **ctx):
+    return take(openclaw, "before_tool_call", {"toolName": "exec", "toolCallId": call_id, "params": params or {"command": "id"}}, runId=run, **ctx)[0]
+
+
+TRACE = {"traceId": "a" * 32, "spanId": "b" * 16}
+ROW = {
+    "approval_id": "ap-1", "kind": "exec", "status": "pending", "source_session_key": "s", "source_run_id": "r", "source_tool_call_id": "c",
+    "presentation": {"commandText": "id"}, "created_at_ms": 1000, "updated_at_ms": 1000,
+}  # fmt: skip
+DENIED = ROW | {"status": "denied", "decision": "deny", "terminal_reason": "user", "resolved_at_ms": 3500, "resolver_kind": "device", "resolver_id": "phone"}
+
+
+def approval(state, *rows):
+    return {"action": f"exec.approval.{state}", "outcome": state, "trace": TRACE, "approvals": list(rows)}
+
+
+def test_an_approval_names_its_call_what_was_shown_and_who_answered(openclaw):
+    attempt = call(openclaw, sessionKey="s", trace=TRACE)
+    (asked,) = take(openclaw, "diag:security.event", approval("requested", ROW))
+    (answer,) = take(openclaw, "diag:security.event", approval("denied", DENIED))
+    assert (asked["caused_by"], answer["caused_by"]) == (attempt["id"], asked["id"])
+    assert asked["params"] == {"command": "id"} and asked["tool"] == answer["tool"] == {"name": "exec", "call_id": "c"}
+    assert answer["outcome"] == "denied" and answer["approval"] == {
+        "id": "ap-1", "scope": asked["approval"]["scope"], "state": "deny", "by": "phone", "by_auth": "verified", "waited_ms": 2500}  # fmt: skip
+    assert take(openclaw, "state:approval", DENIED) == []
+
+
+def test_an_approval_that_was_answered_before_its_row_was_read_is_told_once(openclaw):
+    call(openclaw, sessionKey="s", trace=TRACE)
+    told = take(openclaw, "diag:security.event", approval("requested", DENIED)) + take(openclaw, "diag:security.event", approval("denied"))
+    assert [(e["kind"], e["outcome"]) for e in told] == [("approval.request", "attempt"), ("approval.result", "denied")]
+
+
+def test_an_approval_whose_row_cannot_be_read_is_joined_by_its_trace(openclaw):
+    attempt = call(openclaw, sessionKey="s", trace=TRACE)
+    (asked,) = take(openclaw, "diag:security.event", approval("requested"))
+    (answer,) = take(openclaw, "diag:security.event", approval("approved"))
+    assert asked["caused_by"] == attempt["id"] and asked["tool"]["call_id"] == "c" and asked["session"] == "s"
+    assert answer["outcome"] == "success" and answer["approval"] == {"state": "approved", **{k: answer["approval"][k] for k in ("waited_ms",)}}
+
+
+def test_parameters_that_another_plugin_changed_are_shown_before_and_after(openclaw):
+    attempt = call(openclaw)
+    (ran,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": "c", "params": {"command": "id -u"}, "result": {}}, runId="r")
+    assert ran["params"] == {"command": "id -u"}
+    assert ran["policy"]["verdict"] == "modify" and ran["policy"]["before"] == attempt["content"]["sha256"] != ran["policy"]["after"]
+    call(openclaw, "d")
+    (same,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": "d", "params": {"command": "id"}, "result": {}}, runId="r")
+    assert "policy" not in same and "params" not in same
+
+
+def test_a_call_with_bad_arguments_is_caused_by_its_decision(openclaw):
+    message = {"role": "assistant", "content": [{"type": "toolCall", "id": "c", "name": "read", "arguments": {}}], "stopReason": "toolUse"}
+    (decided,) = take(openclaw, "before_message_write", {"message": message})
+    (result,) = take(openclaw, "after_tool_call", {"toolName": "read", "toolCallId": "c", "error": "Validation failed for tool \"read\":", "result": {}})
+    assert (result["outcome"], result["error"]["type"], result["caused_by"]) == ("failure", "validation", decided["id"])
+
+
+@pytest.mark.parametrize(
+    ("error", "details", "engine", "verdict"),
+    [
+        ("not in here", {"status": "blocked"}, "openclaw", "deny"),
+        ("The recorder does not answer (no record, no action)", {}, "clawtrail", "error"),
+    ],
+)
+def test_a_blocked_call_says_who_blocked_it(error, details, engine, verdict, openclaw):
+    call(openclaw)
+    (result,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": "c", "error": error, "result": {"details": details}}, runId="r")
+    assert result["outcome"] == "denied" and (result["policy"]["engine"], result["policy"]["verdict"]) == (engine, verdict)
+    assert result["policy"]["reason"] == error
+
+
+def test_a_tool_that_no_run_called_is_not_held_open(openclaw):
+    take(openclaw, "before_tool_call", {"toolName": "session_status", "params": {}}, sessionKey="s")
+    assert not openclaw._open.open_tools()
+    call(openclaw)
+    assert [tool.call_id for tool in openclaw._open.open_tools()] == ["c"]
+
+
+def test_a_subagent_works_for_whoever_asked_its_parent(openclaw):
+    (parent,) = take(openclaw, "before_agent_run", {"prompt": "go", "senderId": "u1"}, runId="r1", sessionKey="s", channel="telegram")
+    spawned = {"childSessionKey": "s:subagent:1", "runId": "r2", "agentId": "main"}
+    (started,) = take(openclaw, "subagent_spawned", spawned, requesterSessionKey="s")
+    (child,) = take(openclaw, "before_agent_run", {"prompt": "do"}, runId="r2", sessionKey="s:subagent:1")
+    (ended,) = take(openclaw, "subagent_ended", {"targetSessionKey": "s:subagent:1", "runId": "r2", "outcome": "ok"}, requesterSessionKey="s")
+    (back,) = take(openclaw, "before_agent_run", {"prompt": "done"}, runId="announce:v1:s:subagent:1:r2", sessionKey="s")
+    assert parent["actor"]["auth"] == "verified" and started["run"] == "r1"
+    assert child["trigger"] == {"type": "agent", "ref": "r1"} and child["caused_by"] == started["id"]
+    assert child["actor"] == {"type": "agent", "on_behalf_of": "u1"}
+    assert back["trigger"] == {"type": "agent", "ref": "r2"} and back["caused_by"] == ended["id"]
+
+
+def test_the_end_of_a_subagent_that_never_began_is_only_a_reset(openclaw):
+    assert take(openclaw, "subagent_ended", {"targetSessionKey": "s", "targetKind": "acp", "reason": "session-reset", "outcome": "reset"}) == []
+
+
+def test_a_message_is_recorded_once_though_two_hooks_tell_it(openclaw):
+    text = {"content": "hello", "senderId": "u1", "metadata": {"senderName": "Ada"}}
+    (said,) = take(openclaw, "message_received", text, sessionKey="s", channelId="telegram")
+    assert said["actor"] == {"type": "user", "id": "u1", "display": "Ada", "auth": "verified", "surface": "telegram"}
+    written = {"message": {"role": "user", "content": "hello"}}
+    assert take(openclaw, "before_message_write", written, sessionKey="s") == []
+    assert len(take(openclaw, "before_message_write", written, sessionKey="s")) == 1
+    (attempt,) = take(openclaw, "reply_payload_sending", {"payload": {"text": "hi"}}, sessionKey="s")
+    assert take(openclaw, "message_sending", {"content": "hi", "to": "u1"}, sessionKey="s") == []
+    (sent,) = take(openclaw, "message_sent", {"content": "hi", "to": "u1", "success": True}, sessionKey="s")
+    assert (sent["outcome"], sent["caused_by"]) == ("success", attempt["id"])
+
+
+def test_what_is_written_between_two_runs_belongs_to_neither(openclaw):
+    take(openclaw, "before_agent_run", {"prompt": "go"}, runId="r1", sessionKey="s")
+    take(openclaw, "agent_end", {"success": True, "runId": "r1"}, sessionKey="s", runId="r1")
+    (said,) = take(openclaw, "before_message_write", {"message": {"role": "user", "content": "next"}}, sessionKey="s")
+    assert said["run"] is None
+
+
+def bootstrap(openclaw, digest):
+    files = [{"name": "AGENTS.md", "path": "/w/AGENTS.md", **({"bytes": 9, "sha256": digest} if digest else {"missing": True})}]
+    return take(openclaw, "internal:agent:bootstrap", {"sessionKey": "s", "context": {"files": files}})
+
+
+def test_a_file_that_prompts_are_built_from_is_told_when_it_changes_and_named_in_each_run(openclaw, recorder):
+    assert bootstrap(openclaw, None) == []
+    (new,) = bootstrap(openclaw, "1" * 64)
+    assert bootstrap(openclaw, "1" * 64) == []
+    (run,) = take(openclaw, "before_agent_run", {"prompt": "go"}, runId="r", sessionKey="s")
+    (changed,) = bootstrap(openclaw, "2" * 64)
+    (gone,) = bootstrap(openclaw, None)
+    key = recorder.redactor.fingerprint
+    assert [(e["change"]["before"], e["change"]["after"]) for e in (new, changed, gone)] == [
+        ("none", key("1" * 64)), (key("1" * 64), key("2" * 64)), (key("2" * 64), "none")]  # fmt: skip
+    assert run["store"] == {"kind": "memory", "op": "read", "name": "bootstrap", "item": "AGENTS.md", "n": 1, "size": 9}
+
+
+def test_a_tools_contract_is_on_each_call_and_told_when_it_changes(openclaw):
+    def shown(digest):
+        return take(openclaw, "llm_input", {"runId": "r", "tools": {"names": ["exec"], "defs": {"exec": digest}, "sha256": "a" * 64}})
+
+    assert shown("1" * 16) == [] and call(openclaw)["tool"]["def"] == "1" * 16
+    (change,) = shown("2" * 16)
+    assert change["change"] | {"what": "tool", "name": "exec", "before": "1" * 16, "after": "2" * 16} == change["change"]
+    assert call(openclaw, "d")["tool"]["def"] == "2" * 16
+
+
+def start(openclaw, config, *servers):
+    return take(openclaw, "gateway_start", {"port": 1, "hooks": "before_tool_call agent_end", "inventory": {
+        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"}}})  # fmt: skip
+
+
+def test_what_changed_while_the_gateway_was_down_is_told_at_its_start(openclaw):
+    server = {"name": "words", "transport": "stdio", "spec": "node words.mjs", "sha256": "1" * 64}
+    started, *_ = start(openclaw, "c" * 64, server)
+    assert started["health"] == {"component": "openclaw", "port": 1, "hooks": "before_tool_call agent_end", "config": "c" * 64, "mcp": "words",
+                                 "plugins": "clawtrail", "denied_tools": "gateway", "ask": "off"}  # fmt: skip
+    assert len(start(openclaw, "c" * 64, server)) == 1
+    _, config, words = start(openclaw, "d" * 64)
+    assert config["change"] == {"what": "config", "name": "openclaw.json", "before": "c" * 64, "after": "d" * 64}
+    assert (words["change"]["what"], words["change"]["name"], words["change"]["after"]) == ("mcp", "words", "none")
+
+
+def test_openclaws_own_account_of_a_changed_configuration(openclaw):
+    written = {"event": "config.write", "configPath": "/etc/openclaw.json", "argv": ["openclaw", "config", "set", "a", "b"], "previousHash": "1" * 64,
+               "nextHash": "2" * 64, "changedPaths": ["tools.exec.ask"], "origin": "cli", "result": "rename", "pid": 7}  # fmt: skip
+    (ok,) = take(openclaw, "state:config-audit", written)
+    (failed,) = take(openclaw, "state:config-audit", written | {"result": "failed", "errorCode": "EPERM", "errorMessage": "no"})
+    assert ok["outcome"] == "success" and ok["change"] == {"what": "config", "name": "/etc/openclaw.json", "before": "1" * 64, "after": "2" * 64,
+                                                           "by": "cli", "spec": "tools.exec.ask"}  # fmt: skip
+    assert ok["params"]["argv"] == "openclaw config set a b"
+    assert failed["outcome"] == "failure" and failed["error"] == {"type": "config", "code": "EPERM", "message": "no"}
+
+
+def test_a_scheduled_jobs_end_has_its_outcome(openclaw):
+    job = {"name": "tick", "schedule": {"kind": "every", "everyMs": 60000}}
+    event = {"action": "finished", "jobId": "j", "job": job, "status": "error", "error": "no", "durationMs": 2, "sessionKey": "s", "runId": "r"}
+    (e,) = take(openclaw, "cron_changed", event)
+    assert (e["outcome"], e["duration_us"], e["trigger"], e["session"]) == ("failure", 2000, {"type": "cron", "ref": "j"}, "s")
+    assert (e["change"]["after"], e["change"]["spec"], e["change"]["ends"]) == ("finished", "kind=every everyMs=60000", "never")
+
+
+def test_the_heartbeat_tells_which_hooks_have_fired(openclaw):
+    told = {"hooks": "a b", "hooksSeen": "a", "hooksMissing": "llm_input", "stateError": "no such file"}
+    (e,) = take(openclaw, "heartbeat", told)
+    assert e["health"] == {"component": "openclaw", "plugin": "loaded", "hooks": "a b", "hooks_seen": "a", "hooks_missing": "llm_input",
+                           "state_error": "no such file"}  # fmt: skip
+
+
 _ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -217,7 +404,9 @@ _ANY = st.recursive(
 )
 _FIELDS = (
     "message params toolName toolCallId result error runId callId outcome counts tools policy action reason durationMs job payload content success "
-    "sessionKey trigger requester trace role usage stopReason names details type from to method childSessionKey systemPrompt derivedPaths"
+    "sessionKey trigger requester trace role usage stopReason names details type from to method childSessionKey systemPrompt derivedPaths "
+    "context files inventory mcp file defs approvals presentation status approval_id source_tool_call_id metadata media before after argv changedPaths "
+    "schedule host transcript patch"
 ).split()
 
 

@@ -58,14 +58,14 @@ class Gateway(Desk):
 
     def _webhook(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("message.in", "failure" if event.get("error") else "success", self._common(event, ctx) | {
-            "actor": hooks.some({"type": "service", "id": event.get("chatId"), "surface": f"webhook:{hooks.text(event.get('channel'))}"}),
+            "actor": hooks.some({"type": "system", "id": event.get("chatId"), "surface": f"webhook:{hooks.text(event.get('channel'))}"}),
             "error": hooks.error(event.get("error"))})  # fmt: skip
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
     def _session_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         resumed = event.get("resumedFrom")
-        self._record("session.start", "success", self._common(event, ctx) | {"trigger": {"type": "session", "ref": resumed} if resumed else None})
+        self._record("session.start", "success", self._common(event, ctx) | {"trigger": {"type": "system", "ref": resumed} if resumed else None})
 
     def _reset(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         common = self._common(event, ctx)
@@ -81,11 +81,11 @@ class Gateway(Desk):
 
     def _compaction_attempt(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._attempts.put(f"compaction:{ctx.get('sessionKey')}", self._change(
-            "attempt", {"what": "prompt", "name": "compaction", "before": event.get("messageCount")}, event, ctx))  # fmt: skip
+            "attempt", {"what": "prompt", "name": "compaction", "before": hooks.count("messages", event.get("messageCount"))}, event, ctx))  # fmt: skip
 
     def _compaction(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         asked = self._attempts.pop(f"compaction:{ctx.get('sessionKey')}", None)
-        self._change("success", {"what": "prompt", "name": "compaction", "after": event.get("messageCount"),
+        self._change("success", {"what": "prompt", "name": "compaction", "after": hooks.count("messages", event.get("messageCount")),
                                  "spec": hooks.count("compacted", event.get("compactedCount"))}, event, ctx, caused_by=asked)  # fmt: skip
 
     # -- the gateway's life --------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ __all__ = ["OpenClaw", "Recorded"]
 _SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"}
 #: Hooks whose content other hooks report in full.
 _SAID_ELSEWHERE = frozenset({"diag:run.started", "diag:exec.process.completed"})
+_KINDS = {"code_mode_exec": "code", "code": "code", "plugin": "plugin", "mcp": "mcp"}
 _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
 
 
@@ -311,7 +312,7 @@ class OpenClaw(Gateway):
         name = hooks.text(event.get("toolName") or ctx.get("toolName")) or "unknown"
         server, _, inner = name.partition("__")
         return hooks.some({
-            "name": name, "type": "mcp" if inner else event.get("toolKind") or "builtin",
+            "name": name, "type": "mcp" if inner else _KINDS.get(hooks.text(event.get("toolKind")), "builtin"),
             "call_id": event.get("toolCallId") or ctx.get("toolCallId"), "server": server if inner else None,
             "primitive": "tool" if inner else None, "sandbox": self._hosts.get(str(ctx.get("sessionKey"))) if name == "exec" else None}) or {}  # fmt: skip
 
@@ -383,7 +384,7 @@ class OpenClaw(Gateway):
             "caused_by": self._attempts.get(f"request:{run}"),
             "content": self._content(hooks.text(message.get("content"))),
             "model": hooks.some({"via": "hook", "provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
-            "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None, "tools": hooks.words((c or {}).get("tool") for c in calls)}),
+            "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
             "usage": hooks.some({"input": usage.get("input"), "output": usage.get("output"), "reasoning": usage.get("reasoning"),
                             "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite")}),
             "error": hooks.error(message.get("errorMessage")),
