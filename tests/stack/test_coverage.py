@@ -220,7 +220,7 @@ def test_coverage_a_tool_of_an_mcp_server_names_it(gateway: Gateway) -> None:
 
 
 def test_coverage_each_call_carries_the_hash_of_the_contract_that_the_model_was_shown(gateway: Gateway) -> None:
-    definitions = {e["tool"]["def"] for name in ("tools", "chat") for e in gateway.of(name, "tool.call", '| tool="exec"')}
+    definitions = {e["tool"]["def"] for e in gateway.of("tools", "tool.call", '| tool="exec"', count=4)}
     assert len(definitions) == 1 and re.fullmatch("[0-9a-f]{16}", definitions.pop())
     assert "def" not in gateway.one("tools", "tool.call", '| tool="words__lookup"')["tool"], "llm_input now has the tools of MCP servers: say so in the docs"
 
@@ -251,8 +251,9 @@ def test_coverage_a_subagent_is_joined_to_who_started_it(gateway: Gateway) -> No
     assert child["trigger"] == {"type": "agent", "ref": parent["run"]}
     (call,) = gateway.events("tool.call", f'| session="{started["peer"]["session"]}"')
     assert call["params"] == {"command": "echo from-the-child"}
+    (done,) = gateway.events("run.end", f'| session="{started["peer"]["session"]}"')
     announced = gateway.one("parent", "run.start", '|= "announce:"')
-    assert announced["trigger"] == {"type": "agent", "ref": child["run"]} and announced["caused_by"] == ended["id"]
+    assert announced["trigger"] == {"type": "agent", "ref": child["run"]} and announced["caused_by"] == done["id"]
 
 
 def test_coverage_a_tool_that_is_invoked_over_http_is_an_attempt(gateway: Gateway) -> None:
@@ -260,6 +261,11 @@ def test_coverage_a_tool_that_is_invoked_over_http_is_an_attempt(gateway: Gatewa
     calls = gateway.events("tool.call", '| tool="session_status" | run=""')
     assert calls[-1]["outcome"] == "attempt"
     assert not gateway.stack.query('{job="audit", agent="openclaw"} | event="tool.result" | tool="session_status"')
+
+
+def test_coverage_the_words_of_a_tools_contract_are_told_when_they_change_and_not_otherwise(gateway: Gateway) -> None:
+    """Every turn above was shown the same tools, in several offers: none of them is a change."""
+    assert not gateway.stack.query('{job="audit", agent="openclaw"} | event="config.change" |= `"what":"tool"`')
 
 
 def test_coverage_an_error_of_the_model_is_a_decision_that_failed(gateway: Gateway) -> None:

@@ -295,7 +295,7 @@ def test_a_subagent_works_for_whoever_asked_its_parent(openclaw):
     spawned = {"childSessionKey": "s:subagent:1", "runId": "r2", "agentId": "main"}
     (started,) = take(openclaw, "subagent_spawned", spawned, requesterSessionKey="s")
     (child,) = take(openclaw, "before_agent_run", {"prompt": "do"}, runId="r2", sessionKey="s:subagent:1")
-    (ended,) = take(openclaw, "subagent_ended", {"targetSessionKey": "s:subagent:1", "runId": "r2", "outcome": "ok"}, requesterSessionKey="s")
+    (ended,) = take(openclaw, "agent_end", {"success": True, "runId": "r2"}, runId="r2", sessionKey="s:subagent:1")
     (back,) = take(openclaw, "before_agent_run", {"prompt": "done"}, runId="announce:v1:s:subagent:1:r2", sessionKey="s")
     assert parent["actor"]["auth"] == "verified" and started["run"] == "r1"
     assert child["trigger"] == {"type": "agent", "ref": "r1"} and child["caused_by"] == started["id"]
@@ -327,6 +327,35 @@ def test_what_is_written_between_two_runs_belongs_to_neither(openclaw):
     assert said["run"] is None
 
 
+def test_a_message_that_is_written_twice_is_one_message(openclaw):
+    written = {"message": {"role": "user", "content": "hello", "idempotencyKey": "k"}}
+    assert len(take(openclaw, "before_message_write", written, sessionKey="s")) == 1
+    assert take(openclaw, "before_message_write", written, sessionKey="s") == []
+
+
+def test_a_model_call_that_failed_is_one_decision_and_the_end_of_its_run(openclaw):
+    take(openclaw, "before_agent_run", {"prompt": "go"}, runId="r", sessionKey="s")
+    ended = {"runId": "r", "callId": "r:model:1", "outcome": "error", "errorCategory": "NotFound", "failureKind": "404"}
+    (decision,) = take(openclaw, "model_call_ended", ended, runId="r", sessionKey="s")
+    empty = {"role": "assistant", "content": [], "stopReason": "error", "errorMessage": "404"}
+    assert take(openclaw, "before_message_write", {"message": empty}, sessionKey="s") == []
+    (end,) = take(openclaw, "agent_end", {"success": True, "runId": "r"}, runId="r", sessionKey="s")
+    assert (decision["outcome"], end["outcome"], end["error"]) == ("failure", "failure", decision["error"])
+
+
+def test_a_run_whose_second_model_answered_is_a_success(openclaw):
+    take(openclaw, "before_agent_run", {"prompt": "go"}, runId="r", sessionKey="s")
+    take(openclaw, "model_call_ended", {"runId": "r", "callId": "c", "outcome": "error"}, runId="r", sessionKey="s")
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "yes"}], "stopReason": "stop"}
+    take(openclaw, "before_message_write", {"message": answer}, sessionKey="s")
+    assert take(openclaw, "agent_end", {"success": True, "runId": "r"}, runId="r", sessionKey="s")[0]["outcome"] == "success"
+
+
+def test_a_scheduled_run_names_its_job(openclaw):
+    (e,) = take(openclaw, "before_agent_run", {"prompt": "go"}, runId="r", sessionKey="agent:main:cron:j1:run:x", trigger="cron")
+    assert e["trigger"] == {"type": "cron", "ref": "j1"}
+
+
 def bootstrap(openclaw, digest):
     files = [{"name": "AGENTS.md", "path": "/w/AGENTS.md", **({"bytes": 9, "sha256": digest} if digest else {"missing": True})}]
     return take(openclaw, "internal:agent:bootstrap", {"sessionKey": "s", "context": {"files": files}})
@@ -346,13 +375,15 @@ def test_a_file_that_prompts_are_built_from_is_told_when_it_changes_and_named_in
 
 
 def test_a_tools_contract_is_on_each_call_and_told_when_it_changes(openclaw):
-    def shown(digest):
-        return take(openclaw, "llm_input", {"runId": "r", "tools": {"names": ["exec"], "defs": {"exec": digest}, "sha256": "a" * 64}})
+    def shown(digest, *others):
+        defs = {"exec": digest} | {name: "e" * 16 for name in others}
+        return take(openclaw, "llm_input", {"runId": "r", "tools": {"names": list(defs), "defs": defs, "sha256": "a" * 64}})
 
     assert shown("1" * 16) == [] and call(openclaw)["tool"]["def"] == "1" * 16
     (change,) = shown("2" * 16)
     assert change["change"] | {"what": "tool", "name": "exec", "before": "1" * 16, "after": "2" * 16} == change["change"]
     assert call(openclaw, "d")["tool"]["def"] == "2" * 16
+    assert shown("3" * 16, "process") == [], "another offer has other words"
 
 
 def start(openclaw, config, *servers):

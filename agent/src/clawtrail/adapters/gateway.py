@@ -21,6 +21,7 @@ class Gateway(Desk):
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
         self._said: Memory[str] = Memory()  # session: SHA-256 of the message that came in last
+        self._written: Memory[bool] = Memory()  # messages that are in a transcript, by OpenClaw's own key
         self._asked: Memory[str] = Memory()  # approval: id of the event that asks
         self._answered: Memory[str] = Memory()
         self._files: Memory[list[tuple[str, int]]] = Memory()  # session: what its prompt was built from
@@ -35,9 +36,14 @@ class Gateway(Desk):
         self._said.put(common["session"], content["sha256"])
         self._record("message.in", "success", common | {"actor": _person(event, metadata, surface), "content": content})
 
-    def _user_wrote(self, event: dict[str, Any], ctx: dict[str, Any], text: str) -> None:
+    def _user_wrote(self, event: dict[str, Any], ctx: dict[str, Any], message: dict[str, Any]) -> None:
         """What entered the transcript: said already by the channel's hook, or, from HTTP and other agents, here alone."""
-        content, common = self._content(text), self._common(event, ctx)
+        content, common = self._content(hooks.text(message.get("content"))), self._common(event, ctx)
+        key = message.get("idempotencyKey")
+        if key and f"{common['session']} {key}" in self._written:
+            return  # the same message is written when it is queued and when its run begins
+        if key:
+            self._written.put(f"{common['session']} {key}", True)
         if self._said.pop(str(common["session"]), None) != content["sha256"]:
             self._record("message.in", "success", common | {"content": content})
 

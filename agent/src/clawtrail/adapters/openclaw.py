@@ -43,6 +43,9 @@ class OpenClaw(Gateway):
         self._runs: Memory[dict[str, Any] | None] = Memory()  # run: its actor
         self._children: Memory[tuple[str, str | None]] = Memory()  # session of a subagent: event of its start, run of who started it
         self._inputs: Memory[dict[str, Any]] = Memory()
+        self._definitions: Memory[str] = Memory()  # of a tool, by the offer that it was part of
+        self._defs: Memory[dict[str, str]] = Memory()  # run: each tool's contract
+        self._failed: Memory[dict[str, Any]] = Memory()  # run: why its last model call came to nothing
         self._took: Memory[object] = Memory()  # run: milliseconds of its last model call
         self._hosts: Memory[str] = Memory()  # session: where its commands run
         self._hooks: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
@@ -144,13 +147,13 @@ class OpenClaw(Gateway):
         """What a run's start names as its trigger, its cause and its actor. A subagent works for whoever its parent works for."""
         child = self._children.get(str(session))
         if isinstance(run, str) and run.startswith("announce:"):
-            return {"type": "agent", "ref": run.rpartition(":")[2]}, self._attempts.get(f"announce:{run.rpartition(':')[2]}"), {"type": "agent"}
+            return {"type": "agent", "ref": run.rpartition(":")[2]}, self._attempts.get(f"ended:{run.rpartition(':')[2]}"), {"type": "agent"}
         if child:
             asked_by = hooks.group(self._runs.get(str(child[1])))
             root = asked_by.get("on_behalf_of") or asked_by.get("id")
             return {"type": "agent", "ref": child[1]}, child[0], {k: v for k, v in actor.items() if k != "id"} | {"type": "agent"} | ({"on_behalf_of": root} if root else {})
         trigger = ctx.get("trigger")
-        started = {"type": trigger if isinstance(trigger, str) and trigger in _SOURCES else "system", "ref": ctx.get("jobId") or event.get("messageId")}
+        started = {"type": trigger if isinstance(trigger, str) and trigger in _SOURCES else "system", "ref": ctx.get("jobId") or _job(session) or event.get("messageId")}
         return started, None, actor
 
     def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
@@ -170,10 +173,12 @@ class OpenClaw(Gateway):
             "duration_us": hooks.micros(event.get("durationMs")),
         }
         if self._current.get(session) == run:  # what is written from here on is of another run
-            self._current.pop(session)
+            self._current.pop(session, None)
         self._open.ended(str(run))
-        success = event.get("success")
-        self._record("run.end", "success" if success is True else "failure" if success is False else "unknown", fields)
+        success, failed = event.get("success"), self._failed.pop(str(run), None)
+        fields["error"] = fields["error"] or failed
+        outcome = "failure" if success is False or failed else "success" if success is True else "unknown"  # the host calls it a success all the same
+        self._attempts.put(f"ended:{run}", self._record("run.end", outcome, fields))
 
     def _subagent_start(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         child = event.get("childSessionKey") or ctx.get("childSessionKey")
@@ -192,12 +197,11 @@ class OpenClaw(Gateway):
         if event.get("targetKind") == "acp" and f"subagent:{child}" not in self._attempts:
             return  # every reset of a session reports the end of what never began
         outcome = {"ok": "success", "error": "failure", "timeout": "failure", "killed": "denied"}.get(str(event.get("outcome")), "unknown")
-        ended = self._record("subagent.end", outcome, self._common({}, {"sessionKey": ctx.get("requesterSessionKey")}) | {
+        self._record("subagent.end", outcome, self._common({}, {"sessionKey": ctx.get("requesterSessionKey")}) | {
             "caused_by": self._attempts.pop(f"subagent:{child}", None),
             "peer": hooks.some({"session": child, "run": event.get("runId"), "proof": "host"}),
             "health": hooks.some({"reason": event.get("reason")}),
             "error": hooks.error(event.get("error"))})  # fmt: skip
-        self._attempts.put(f"announce:{hooks.text(event.get('runId'))}", ended)
 
     # -- tools ---------------------------------------------------------------------------------------------------
 
@@ -226,6 +230,7 @@ class OpenClaw(Gateway):
         fields["flag"] = flag(hits)
         attempt = self._record("tool.call", "attempt", fields)
         call_id = str(tool.get("call_id"))
+        self._attempts.put(f"call:{call_id}", attempt)
         self._calls.put(call_id, Call(attempt, tool["name"], call_id, common["session"], common["run"], common["trace"], fields["content"]["sha256"]))
         if common["run"]:  # POST /tools/invoke has no run, and its end is told by no hook
             self._open.tool_started(call_id, tool["name"])
@@ -310,11 +315,12 @@ class OpenClaw(Gateway):
 
     def _tool(self, event: dict[str, Any], ctx: dict[str, Any]) -> dict[str, Any]:
         name = hooks.text(event.get("toolName") or ctx.get("toolName")) or "unknown"
+        definition = self._defs.get(str(event.get("runId") or ctx.get("runId")), {}).get(name)
         server, _, inner = name.partition("__")
         return hooks.some({
             "name": name, "type": "mcp" if inner else _KINDS.get(hooks.text(event.get("toolKind")), "builtin"),
             "call_id": event.get("toolCallId") or ctx.get("toolCallId"), "server": server if inner else None,
-            "primitive": "tool" if inner else None, "sandbox": self._hosts.get(str(ctx.get("sessionKey"))) if name == "exec" else None}) or {}  # fmt: skip
+            "primitive": "tool" if inner else None, "def": definition, "sandbox": self._hosts.get(str(ctx.get("sessionKey"))) if name == "exec" else None}) or {}  # fmt: skip
 
     # -- the model -----------------------------------------------------------------------------------------------
 
@@ -327,8 +333,14 @@ class OpenClaw(Gateway):
         self._inputs.put(event.get("runId") or ctx.get("runId"), {
             "system": hooks.digest(event.get("systemPrompt")), "prompt": self._content(hooks.text(event.get("prompt")))["sha256"],
             "tools": tools.get("sha256"), "tools_n": len(names) if isinstance(names, list) else None})  # fmt: skip
-        for name, before, after in self._watch.definitions({str(k): v for k, v in defs.items() if isinstance(v, str)}, ctx.get("sessionKey") or event.get("sessionKey")):
-            self._change("success", {"what": "tool", "name": name, "before": before, "after": after}, event, ctx)
+        self._defs.put(event.get("runId") or ctx.get("runId"), {str(name): hooks.text(hash) for name, hash in defs.items()})
+        # A tool's text speaks of the other tools that are offered beside it: only under the same offer is another text a change.
+        offer = self._content(" ".join(sorted(defs)))["sha256"]
+        for name, after in defs.items():
+            before = self._definitions.get(f"{offer} {name}")
+            self._definitions.put(f"{offer} {name}", hooks.text(after))
+            if before and before != after:
+                self._change("success", {"what": "tool", "name": name, "before": before, "after": after}, event, ctx)
 
     def _llm_output(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The answer is on record as decisions; what counts here is who ran the model: another harness has no gate of ours."""
@@ -361,6 +373,7 @@ class OpenClaw(Gateway):
             "error": hooks.some({"type": event.get("errorCategory") or "model", "code": event.get("failureKind")}),
             "duration_us": hooks.micros(event.get("durationMs")),
         }  # fmt: skip
+        self._failed.put(fields["run"], fields["error"] or {"type": "model"})
         self._record("model.decision", "failure", fields)
 
     def _message_write(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
@@ -369,7 +382,7 @@ class OpenClaw(Gateway):
         if not ctx.get("runId"):  # this hook does not say which run it belongs to; a session has one at a time
             ctx = {**ctx, "runId": self._current.get(hooks.text(ctx.get("sessionKey")))}
         if role == "user":
-            self._user_wrote(event, ctx, hooks.text(message.get("content")))
+            self._user_wrote(event, ctx, message)
         elif role == "assistant":
             self._decision(event, ctx, message)
         # a toolResult is on record as tool.result
@@ -380,6 +393,10 @@ class OpenClaw(Gateway):
         usage = hooks.group(message.get("usage"))
         common = self._common(event, ctx)
         run = common["run"]
+        if stop == "error" and not message.get("content") and str(run) in self._failed:
+            return  # an empty answer to a call whose failure is on record
+        if stop != "error":
+            self._failed.pop(str(run), None)
         fields = common | {
             "caused_by": self._attempts.get(f"request:{run}"),
             "content": self._content(hooks.text(message.get("content"))),
@@ -396,9 +413,8 @@ class OpenClaw(Gateway):
 
     def _blocked(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         tool = self._tool(event, ctx)
-        call = self._calls.get(str(tool.get("call_id")))
         self._record("policy.decision", "denied", self._common(event, ctx) | {
-            "caused_by": call.event if call else None, "tool": tool,
+            "caused_by": self._attempts.get(f"call:{tool.get('call_id')}"), "tool": tool,
             "policy": hooks.some({"engine": "openclaw", "verdict": "deny", "rule": event.get("deniedReason") or event.get("code"),
                              "reason": event.get("reason")})})  # fmt: skip
 
@@ -407,3 +423,9 @@ class OpenClaw(Gateway):
             return None
         self._steps.put(run, self._steps.get(str(run), 0) + 1)
         return self._steps[str(run)]
+
+
+def _job(session: object) -> str | None:
+    """The job whose session this is: `agent:main:cron:JOB:run:…`."""
+    _, cron, rest = str(session).partition(":cron:")
+    return rest.partition(":")[0] if cron else None
