@@ -5,9 +5,10 @@
 override Q := $(value Q)
 override ARGS := $(value ARGS)
 override REASON := $(value REASON)
-export Q ARGS FOR REASON SINCE S TAIL YES ENV_FILE REGISTRY
+override SESSION := $(value SESSION)
+export Q ARGS SESSION JSON FOR REASON SINCE S TAIL YES ENV_FILE REGISTRY
 
-.PHONY: help up demo query status logs password break-glass close-glass down clean test bench
+.PHONY: help up demo query timeline status logs password break-glass close-glass down clean test bench
 
 help: ## this list
 	@awk -F ' *## *' '/^[a-z-]+:.*## / {split($$1, target, ":"); printf "make %-12s %s\n", target[1], $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +21,9 @@ demo: ## give the agent a scripted task, then show the trail it left
 
 query: ## events as JSON lines: make query Q='{job="audit"}' SINCE=1h
 	@scripts/stack.sh query
+
+timeline: ## a session across agents, causes before effects: make timeline SESSION=agent:main:demo SINCE=24h JSON=1
+	@scripts/stack.sh timeline
 
 status: ## service, state, health and memory of each container
 	@scripts/stack.sh status

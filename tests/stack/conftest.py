@@ -115,8 +115,11 @@ def _remove_foreign_files(stack: Stack) -> None:
 
 
 @pytest.fixture(scope="session")
-def running(stack: Stack, docker_services: Services) -> Stack:
-    return stack
+def running(stack: Stack, docker_services: Services) -> Iterator[Stack]:
+    yield stack
+    wrong = stack.events_that_are_none()
+    if wrong:
+        pytest.fail("\n".join(["events that are not of the schema:", *wrong[:20], f"{len(wrong)} in all"]))
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from typing import Any, Callable, Iterator, TypeVar
 import docker
 from docker.models.containers import Container
 
-from clawtrail import Recorder
+from clawtrail import Recorder, schema
 from clawtrail.pki import Authority, pem
-from clawtrail.store import Entry, Loki
+from clawtrail.store import Entry, Loki, as_json
 
 ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -104,6 +104,27 @@ class Stack:
     def find(self, logql: str, count: int = 1, within: float = 15.0) -> list[Entry]:
         """At least `count` entries, waited for."""
         return eventually(lambda: found if len(found := self.query(logql)) >= count else None, within, f"{count} entries of {logql}") or []
+
+    def archived(self) -> Iterator[tuple[str, str]]:
+        """What the receiver keeps beside Loki: the agent by its certificate, and the line."""
+        code, text = self.run_inside("syslog-ng", "sh", "-c", "cat /var/log/audit/audit-*.jsonl")
+        assert code == 0, text[-1000:]
+        for row in text.splitlines():
+            kept = json.loads(row)
+            yield kept["agent"], kept.get("line", "")
+
+    def events_that_are_none(self) -> list[str]:
+        """What is wrong by the published schema with the events that reached the store or the archive, and the line.
+
+        A line that does not begin as ours do is somebody else's: a stock handler's, or a test's forgery.
+        """
+        wrong = []
+        lines = {(e.labels["agent"], e.line) for e in self.query('{job="audit"}', 86400)} | {*self.archived()}
+        for agent, line in sorted(lines):
+            if line.startswith('{"v":1,"id":"') and isinstance(event := as_json(line), dict):
+                errors = [*schema.check(event), *(f"{path}: not in the schema" for path in schema.unknown(event))]
+                wrong += [f"{agent}: {error}\n    in {line[:2000]}" for error in errors]
+        return wrong
 
     # -- senders -------------------------------------------------------------------------------------------------
 

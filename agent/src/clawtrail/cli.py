@@ -249,6 +249,26 @@ def _nanobot(o: argparse.Namespace) -> int:
     return 0
 
 
+def _timeline(o: argparse.Namespace) -> int:
+    from .timeline import as_jsonl, as_lines, timeline
+
+    deadline = time.monotonic() + o.wait
+    made = timeline(Loki(o.loki), o.session, duration(o.since))
+    while not made.rows and time.monotonic() < deadline:
+        time.sleep(0.2)
+        made = timeline(Loki(o.loki), o.session, duration(o.since))
+    if not made.rows:
+        return _fail(f"no event of the session {o.session!r} in the last {o.since}; expected a session as `session` has it in the store", 1)
+    try:
+        for line in (as_jsonl if o.json else as_lines)(made):
+            print(line)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has seen enough
+    if made.cut:
+        print("[x] more sessions, runs and traces hang together here than are followed; what is shown is not all", file=sys.stderr)
+    return 0
+
+
 def _schema(o: argparse.Namespace) -> int:
     """Prints the schema of an event; or says which lines of standard input are none by it."""
     from . import schema
@@ -381,6 +401,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("schema", _schema, "print the JSON Schema of an event")
     sub.add_argument("--table", action="store_true", help="its members as a Markdown table")
     sub.add_argument("--check", action="store_true", help="check the events on standard input, one a line")
+    sub = command("timeline", _timeline, "show a session across agents, causes before effects")
+    sub.add_argument("session", help="for example agent:main:demo")
+    sub.add_argument("--since", default="24h")
+    sub.add_argument("--json", action="store_true", help="one object per event, for machines")
+    sub.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait for its first event")
+    sub.add_argument("--loki", default=loki)
     sub = command("trail", _trail, "show a session's events as a table")
     sub.add_argument("session", help="for example agent:main:demo")
     sub.add_argument("--since", default="15m")
