@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from clawtrail import Recorder, settings
+from clawtrail import Recorder, schema, settings
 from clawtrail.event import FIELDS, KINDS, OUTCOMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,19 +15,45 @@ EVENTS = (ROOT / "docs/events.md").read_text()
 HANDLER = (ROOT / "docs/handler.md").read_text()
 
 
-def test_every_field_kind_and_outcome_is_on_the_page_of_events_and_no_other() -> None:
+def test_every_kind_and_outcome_is_on_the_page_of_events_and_no_other() -> None:
     kinds = dict((kind, category) for category, row in re.findall(r"^\| `(\w+)` \| ((?:`\w+\.[\w-]+`.*)+) \|$", EVENTS, re.M) for kind in re.findall(r"`(\w+\.[\w-]+)`", row))
     assert kinds == KINDS
-    named = set(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in EVENTS.splitlines() if line.startswith("| `"))))
-    assert set(FIELDS) <= named
     assert all(f"`{outcome}`" in EVENTS for outcome in OUTCOMES)
 
 
+def test_the_members_on_the_page_of_events_are_those_of_the_schema_word_for_word() -> None:
+    block = re.search(r"<!-- clawtrail schema --table -->\n(.*?)\n<!-- end -->", EVENTS, re.S)
+    assert block and block[1] == schema.table(), "paste the output of `clawtrail schema --table` between the marks"
+
+
 def test_the_example_on_the_page_of_events_is_one() -> None:
-    example = json.loads(re.search(r"^```json\n(.*?)\n```", EVENTS, re.M | re.S)[1])  # type: ignore[index]
-    assert KINDS[example["kind"]] == example["category"] and example["outcome"] in OUTCOMES
-    order = [key for key in example if key in FIELDS]
+    line = re.search(r"^```json\n(.*?)\n```", EVENTS, re.M | re.S)[1]  # type: ignore[index]
+    assert schema.check(json.loads(line)) == [] and schema.unknown(json.loads(line)) == []
+    order = [key for key in json.loads(line) if key in FIELDS]
     assert order == sorted(order, key=FIELDS.index)
+
+
+def test_the_coverage_of_cosai_is_whole_by_version_and_names_members_that_there_are() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", EVENTS, re.M)
+    assert [int(number) for number, *_ in rows] == list(range(1, 55))
+    assert sum("v0.4" in versions for _, _, versions, *_ in rows) == 47 and sum("v0.6" in versions for _, _, versions, *_ in rows) == 52
+    known = {path for path, _ in schema.members()}
+    open_groups = {path for path, one in schema.members() if "additionalProperties" in one}
+    for number, field, _, ours, openclaw, python in rows:
+        named = re.findall(r"`([a-z_0-9.]+)`", ours)
+        assert named and all(path in known or path.rpartition(".")[0] in open_groups for path in named), f"{number} {field}: {ours}"
+        assert openclaw and python
+    whole = {number for number, _, _, _, openclaw, _ in rows if openclaw.startswith("not observable: ")}
+    partly = {number for number, _, _, _, openclaw, _ in rows if "not observable" in openclaw} - whole
+    said = EVENTS.split("With OpenClaw two of the 54")[1].split("exact only")[0].split("In part:")
+    assert whole == {"14", "20"} == set(re.findall(r"\b\d\d\b", said[0])[:2])
+    assert partly | {"21"} <= set(re.findall(r"\b\d\d\b", said[1]))  # 21 is as 15
+
+
+def test_every_group_is_mapped_to_the_words_of_others() -> None:
+    mapped = EVENTS.split("## In the words of others")[1]
+    named = set(re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in mapped.splitlines() if line.startswith("| `"))))
+    assert named == {"id", "ts", "kind", "category", "outcome", "agent", "host", "epoch", "seq", "prev", *FIELDS}
 
 
 def test_every_setting_is_on_the_page_of_the_handler_and_no_other() -> None:

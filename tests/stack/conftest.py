@@ -19,6 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "stops(service): the test stops this service; it is healthy again afterwards")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What judges by all that was recorded comes last."""
+    items.sort(key=lambda item: item.path.name == "test_fields.py")
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
     """The stack's description; `docker_services` has started it when a test gets `running`."""

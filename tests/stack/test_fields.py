@@ -1,0 +1,40 @@
+"""What docs/events.md says a real OpenClaw fills has been filled by one. Runs after all other tests of a session."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Iterator
+
+import pytest
+from harness import ROOT, Stack
+
+PAGE = (ROOT / "docs/events.md").read_text()
+#: The tests that drive the real gateway through everything; without them the store has too little to judge by.
+DRIVERS = {"test_coverage.py", "test_played.py"}
+
+
+def rows() -> Iterator[tuple[str, str, list[str], str]]:
+    """Number, field, our members, and what the page says of OpenClaw, for each row of the CoSAI table."""
+    for number, field, _, ours, openclaw, _ in re.findall(r"^\| (\d+) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.M):
+        yield number, field, re.findall(r"`([a-z_0-9.]+)`", ours), openclaw
+
+
+def members(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield path + name
+            yield from members(member, f"{path}{name}.")
+
+
+def test_what_the_page_says_openclaw_fills_was_filled_by_a_real_one(running: Stack, request: pytest.FixtureRequest) -> None:
+    if not DRIVERS <= {item.path.name for item in request.session.items}:
+        pytest.skip(f"runs together with {' and '.join(sorted(DRIVERS))}")
+    seen: set[str] = set()
+    for entry in running.query('{job="audit", agent="openclaw"}', 86400):
+        event = json.loads(entry.line)
+        seen |= {path for path in members(event)} | {f"{name}={event[name]}" for name in ("kind", "category")}
+    print("\n".join(sorted(seen)))
+    unfilled = [f"{number} {field}: none of {' '.join(ours)}" for number, field, ours, openclaw in rows()
+                if not openclaw.startswith("not observable") and not seen & set(ours)]  # fmt: skip
+    assert not unfilled, "\n".join(unfilled)
