@@ -189,6 +189,16 @@ def test_a_subagent_works_for_whom_its_parent_works_for(scene):
     assert "tool.by-non-owner" in rules(scene.call("exec", {"command": "ls"}, session=child + "2", run="r5", actor=nobody))
 
 
+def test_the_announcement_of_an_answer_is_the_owners_run(scene):
+    run = "announce:v1:agent:main:subagent:1:r2"
+    scene.start(OWNER)
+    assert "taint" not in scene.start({"type": "agent"}, run=run)
+    called = scene.call("exec", {"command": "ls"}, run=run, actor={"type": "user", "owner": False, "surface": "webchat"})
+    assert not rules(called) and "taint" not in called
+    scene.taint("agent:main:subagent:1", "r2")
+    assert scene.start({"type": "agent"}, run=run)["taint"] == "web_fetch:news.example", "also when its end is told only later"
+
+
 def test_taint_ends_with_the_session_and_not_with_a_compaction_or_a_restart(scene):
     for reason in ("compaction", "restart", "shutdown"):
         scene.taint()
@@ -359,6 +369,14 @@ def test_a_secret_is_followed_from_a_result_into_the_next_call(scene):
     assert sent["flag"] == {"rule": "secret.in-egress", "severity": "critical", "technique": "AML.T0057"}
     out = scene.see("message.out", content={"excerpt": "[redacted:key:7c1d00aa]", "redactions": 1, "fps": "7c1d00aa"})
     assert "secret.in-egress" in rules(out)
+
+
+@pytest.mark.parametrize("text", ["token: ghp_8s\u2026Ee8P", "aws_secret_access_key = wJalrX\u2026EKEY", "AKIAIO\u2026MPLE"])
+def test_a_secret_that_the_host_has_masked_was_in_the_result_all_the_same(scene, text):
+    scene.call("exec", {"command": "cat x"}, result=text)
+    assert "secret.in-result" in rules(scene.seen[-1])
+    scene.call("exec", {"command": "cat x"}, result="and so on\u2026 really\u2026that, keys: left\u2026 right")
+    assert not rules(scene.seen[-1])
 
 
 def test_a_secret_that_stays_on_the_host_is_no_egress(scene):

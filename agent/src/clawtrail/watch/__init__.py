@@ -39,6 +39,7 @@ _OFF = frozenset({"off", "none", "disabled", "disable", "false", "never", "full"
 _ABSENT = frozenset({"", "none", "null", "added", "absent"})
 _PII = frozenset({"ssn", "iban", "medical", "card", "credit-card", "passport", "phone", "email", "pii"})
 _UNPRIVILEGED = frozenset({"subscriber", "guest", "viewer", "anonymous", "reader"})
+_GENERAL = frozenset({"tool.by-non-owner", "tool.by-unverified"})  # behind a rule that says what was done
 _TOKENS = ("input", "output", "cache_read", "cache_write", "reasoning")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _VOLATILE = re.compile(r'\\?"(?:fetchedAt|tookMs|cached|cachedAt|durationMs|elapsedMs|timestamp)\\?":\s*(?:\\?"[^"]{0,64}"|[\w.+-]+)|\b[0-9a-f]{16,}\b')
@@ -133,7 +134,7 @@ class Watch:
         """Whether the session is tainted and its actor the owner, for `Rules.hits`. `actor`: whom the host names. Never raises."""
         state = self._sessions.get(session) if isinstance(session, str) else None
         of_run = self._runs.get(run) if isinstance(run, str) else None
-        owner = actor.get("owner") if isinstance(actor, dict) and not _nobody(session, actor) else None
+        owner = actor.get("owner") if isinstance(actor, dict) and not _nobody(session, run, actor) else None
         if owner is None:
             owner = ((of_run.actor if of_run else None) or (state.actor if state else None) or {}).get("owner")
         taint = state.taint if state else self._taints.get(session, "") if isinstance(session, str) else ""
@@ -218,7 +219,7 @@ class Watch:
 
     def _run_start(self, seen: _Seen) -> None:
         run = self._run(seen.run, seen.session, True)
-        actor = {} if _nobody(seen.session, seen.group("actor")) else seen.group("actor")
+        actor = {} if _nobody(seen.session, seen.run, seen.group("actor")) else seen.group("actor")
         if run:
             run.started, run.actor = True, actor or None
         state, name = seen.state, seen.session if isinstance(seen.session, str) else ""
@@ -226,6 +227,8 @@ class Watch:
         if actor:
             state.actor = actor
         trigger = seen.group("trigger")
+        if isinstance(seen.run, str) and seen.run.startswith("announce:v1:"):
+            self._carry(seen.run.removeprefix("announce:v1:").rpartition(":")[0], name)
         if trigger.get("type") == "cron" and (job := self._jobs.get(str(trigger.get("ref")))):
             self._taint(name, state, job[0])
         if ":subagent:" in name and not state.taint:
@@ -258,11 +261,11 @@ class Watch:
             seen.hit("run.over-budget")
 
     def _known_run(self, seen: _Seen) -> Run | None:
-        """The event's run; one that goes on and has never begun went past the gate."""
+        """The event's run; one that acts and has never begun went past the gate."""
         name = seen.run if isinstance(seen.run, str) else None
         if name is None:
             return None
-        if name not in self._runs and self._clock() - self._born > self._companions["hooks.bypassed"].limits["grace_s"]:
+        if seen.kind == "tool.call" and name not in self._runs and self._clock() - self._born > self._companions["hooks.bypassed"].limits["grace_s"]:
             seen.hit("hooks.bypassed")
         return self._run(name, seen.session)
 
@@ -450,10 +453,10 @@ class Watch:
         if not store or store.get("op") == "read":
             return
         seen.put("store", {k: v for k, v in {**store, "origin": origin, **seen.group("store")}.items() if v is not None})
-        if taint or owner is False:
-            seen.hit("memory.write-untrusted")
         if store["op"] == "delete" and owner is False:
             seen.hit("memory.delete-by-non-owner")
+        if taint or owner is False:
+            seen.hit("memory.write-untrusted")
 
     def _goes_out(self, seen: _Seen, touch: tools.Touch, owner: bool | None) -> None:
         content, target = seen.group("content"), seen.group("target")
@@ -533,7 +536,8 @@ class Watch:
         fps = str(content.get("fps", "")).split()
         for fp in fps[:64]:
             self._fps.put(fp, call.tool)
-        if content.get("redactions"):
+        excerpt = content.get("excerpt")
+        if content.get("redactions") or isinstance(excerpt, str) and text.masked(excerpt):
             seen.hit("secret.in-result")
         self._tenant(seen)
 
@@ -752,16 +756,17 @@ def _merged(given: Any, flags: list[tuple[str, str, str]]) -> dict[str, Any]:
         all_.insert(0, (str(given["rule"]), str(given.get("severity")), str(given.get("technique", ""))))
         also = str(given.get("also") or "").split()
     rank = {s: i for i, s in enumerate(reversed(SEVERITIES))}
-    all_.sort(key=lambda f: rank.get(f[1], len(rank)))
+    all_.sort(key=lambda f: (rank.get(f[1], len(rank)), f[0] in _GENERAL))
     rule, severity, technique = all_[0]
     rest = [r for r in dict.fromkeys([f[0] for f in all_[1:]] + also) if r != rule]
     return {k: v for k, v in {"rule": rule, "severity": severity, "technique": technique, "also": " ".join(rest)}.items() if v}
 
 
-def _nobody(session: object, actor: Mapping[str, Any]) -> bool:
-    """A host calls what it starts by itself "not the owner": no person is behind that."""
+def _nobody(session: object, run: object, actor: Mapping[str, Any]) -> bool:
+    """What a host starts by itself it calls "not the owner": no person is behind that."""
     inner = isinstance(session, str) and any(sort in session for sort in (":subagent:", ":cron:", ":heartbeat:"))
-    return inner and not actor.get("id") and actor.get("owner") is False
+    inner = inner or (isinstance(run, str) and run.startswith("announce:")) or actor.get("type") in ("agent", "system")
+    return inner and not actor.get("id") and actor.get("owner") is not True
 
 
 def _word(group: object, name: str) -> str:

@@ -29,6 +29,9 @@ _FLAG_EMOJI = re.compile("\U0001f3f4[\U000e0061-\U000e007a\U000e0030-\U000e0039]
 _TAGS = re.compile("[\U000e0000-\U000e007f]")
 _VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{3}")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{64,}={0,2}")
+_MASKED = re.compile(
+    r"(?:\b(?:sk-|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza|hf_|npm_|pypi-|eyJ)[\w-]{0,8}"
+    r"|(?:key|token|secret|password|passwd|credential)[\w-]{0,20}[\"']?\s{0,4}[:=]\s{0,4}[\"']?[\w+/=-]{4,8})\u2026[\w+/=-]{2,8}", re.IGNORECASE)  # fmt: skip
 _MARKUP = re.compile(r"<\|(?:im_start|im_end|system|assistant|user|endoftext)\|>|\[/?INST\]|<</?SYS>>|</?(?:system|system-reminder|system_prompt)>", re.IGNORECASE)
 
 
@@ -84,6 +87,11 @@ def hidden(text: str) -> str | None:
     if ("<" in text or "[" in text) and _MARKUP.search(text):
         kinds.append("markup")
     return " ".join(kinds) or None
+
+
+def masked(text: str) -> bool:
+    """Whether the host took a secret out of the text before we saw it, as OpenClaw does: `ghp_8s…Ee8P`, `password=abc123…wxyz`."""
+    return "\u2026" in text and _MASKED.search(text) is not None
 
 
 def marks(text: str) -> dict[str, Any]:
