@@ -6,6 +6,7 @@ import base64
 import gc
 import hashlib
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -715,6 +716,14 @@ def test_every_rule_has_a_test_of_its_own():
     elsewhere = {"egress.after-untrusted", "secret.in-egress", "secret.in-result"}  # their tests name what they need
     missing = [rule for rule, word in plain.items() if rule not in elsewhere and not any(name.startswith(word) for name in names)]
     assert not missing
+
+
+def test_every_rule_and_every_limit_is_documented():
+    documented = (Path(__file__).parents[2] / "docs/rules.md").read_text()
+    for rule in COMPANIONS.values():
+        line = next((line for line in documented.splitlines() if f"`{rule.id}`" in line and line.startswith("|")), "")
+        assert rule.severity in line, rule.id
+        assert all(f"{name} {limit}" in line for name, limit in rule.limits.items()), rule.id
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=8), v, max_size=4), max_leaves=12)
