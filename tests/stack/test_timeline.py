@@ -1,4 +1,4 @@
-"""One command shows a session over a real OpenClaw, its subagent and a Python agent in the same trace."""
+"""One command shows a session over a real OpenClaw, its model proxy, its subagent and a Python agent in the same trace."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shown(running: Stack, session: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
-def test_one_command_shows_a_session_over_a_real_openclaw_its_subagent_and_a_python_agent(running: Stack) -> None:
+def test_one_command_shows_a_session_over_a_real_openclaw_its_proxy_its_subagent_and_a_python_agent(running: Stack) -> None:
     name = f"timeline-{os.urandom(3).hex()}"
     session, child_task = f"agent:main:{name}", 'TOOL exec {"command": "echo from the subagent"}'
     done = running.turn(name, ("exec", {"command": "echo before"}), ("sessions_spawn", {"task": child_task, "label": "helper"}))
@@ -44,6 +44,7 @@ def test_one_command_shows_a_session_over_a_real_openclaw_its_subagent_and_a_pyt
     assert first("run.start") < first("model.decision") < first("tool.call", "exec") < first("tool.result", "exec")
     assert first("tool.call", "sessions_spawn") < first("subagent.start") < first("run.start", own=False) < first("tool.call", "exec", own=False)
     assert first("run.start") < first("tool.call", "fetch", own=False, agent="omega") < first("tool.result", "fetch", own=False, agent="omega")
+    assert {"hook", "proxy"} <= {row["event"]["model"]["via"] for row in rows if row["event"]["kind"] == "model.decision" and row["event"]["session"] == session}
     assert all(place[cause] < row["n"] for row in rows if (cause := row["event"].get("caused_by")) in place)
     assert all(row["depth"] > 0 for row in rows if row["event"]["session"] not in (session, None))
 
