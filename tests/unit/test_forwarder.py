@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -231,3 +232,39 @@ def test_status_says_when_nobody_answers_or_when_it_is_not_told(start, folder):
         forwarder.status(str(folder / "absent.sock"))
     with pytest.raises(OSError, match="the forwarder answered"):
         forwarder.status(str(start().path))  # this process is no container's main process
+
+
+def test_a_peer_that_reads_no_answers_is_read_from_no_more_and_gets_them_all_in_the_end(start):
+    client = Client(start().path)
+    client.sock.setblocking(False)
+    data, sent = b'{"n": 1, "ping": true}\n' * 1000, 0
+    while sent < 16 << 20 and select.select([], [client.sock], [], 2)[1]:
+        try:
+            sent += client.sock.send(data[sent % 23 :])
+        except BlockingIOError:
+            pass
+    assert sent < 16 << 20, "it goes on reading"
+    client.sock.setblocking(True)
+    whole = sent // 23  # the last one may be cut
+    assert [client.answer() for _ in range(whole)] == [{"ack": 1}] * whole
+
+
+@root
+def test_refused_peers_that_stay_do_not_keep_the_gateway_out(start):
+    running = start(uid=1000)
+    knocking = [Client(running.path) for _ in range(300)]
+    assert under_uid(1000, lambda: Client(running.path).ask(call(2))) == {"ack": 2}
+    eventually(lambda: len(os.listdir(f"/proc/{running.pid}/fd")) < 40)
+    assert {client.answer()["ok"] for client in knocking} == {False}
+
+
+def test_records_of_two_peers_come_between_each_other(start, receiver):
+    """A lane full of observations holds no gate up: who has much to say is heard in turns."""
+    path = start(quota=64 << 20).path
+    bulk, gates = Client(path), Client(path)
+    bulk.send(*(call(n) for n in range(3000)))
+    bulk.answer()
+    assert gates.ask(call(9000)) == {"ack": 9000}
+    assert [bulk.answer() for _ in range(2999)][-1] == {"ack": 2999}
+    eventually(lambda: len(commands(receiver)), 3001)
+    assert commands(receiver).index("echo 9000") < 2900

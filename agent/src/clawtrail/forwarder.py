@@ -43,6 +43,7 @@ log = logging.getLogger("clawtrail.forwarder")
 
 _REMEMBER = 20_000  #: record ids kept, so that a record that is sent again is recorded once
 _HELD_MAX = 1000  #: actions that wait for more than the spool
+_BACKLOG = 1024  #: connections that are not taken yet: many that knock must not keep the gateway from its turn
 _LINGERING_MAX = 64  #: connections of refused peers that are still open
 #: Hook → category of the action that it announces.
 _GATED = {"before_tool_call": "tool", "before_agent_run": "session", "before_install": "config", "message_sending": "message",
@@ -107,7 +108,7 @@ class Forwarder:
             self._loop.add_signal_handler(number, stopped.set)
         with suppress(FileNotFoundError):
             os.unlink(self.path)
-        server = await self._loop.create_unix_server(lambda: Lines(self._made, self._endless, self._lost), self.path)
+        server = await self._loop.create_unix_server(lambda: Lines(self._made, self._endless, self._lost), self.path, backlog=_BACKLOG)
         os.chmod(self.path, 0o666)  # who may speak is decided by process, not by file mode
         log.info("listening on %s; gates %s, %g s", self.path, self.gatekeeper.gates, self.gatekeeper.gates.deadline)
         if self.proxy is not None:
