@@ -133,8 +133,13 @@ def gate(scene: Scene, n: int, durability: str = "disk", busy: int = 0) -> Resul
         work = [(_encoded(i, b, True), _encoded(i, a)) for i, (b, a) in enumerate(calls(n + 200))]
         load = Busy(busy)
         took: list[int] = []
+        pings: list[int] = []
         refused = 0
         for before, after in work:
+            began = time.perf_counter_ns()
+            gates.sendall(b'{"n":0,"ping":true}\n')
+            _answers(gates, 1)
+            pings.append(time.perf_counter_ns() - began)
             began = time.perf_counter_ns()
             gates.sendall(before)
             refused += _answers(gates, 1)
@@ -143,7 +148,7 @@ def gate(scene: Scene, n: int, durability: str = "disk", busy: int = 0) -> Resul
             time.sleep(THINK)
             while select.select([bulk], [], [], 0)[0]:
                 bulk.recv(65536)
-        return {"n": n, "refused": refused, **quantiles(took[200:])}
+        return {"n": n, "refused": refused, **quantiles(took[200:]), "ping": quantiles(pings[200:])["p50"], "ping99": quantiles(pings[200:])["p99"]}
     finally:
         if load is not None:
             load.end()
