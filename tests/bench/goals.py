@@ -312,6 +312,35 @@ def _forwarder(bench: Driver) -> Iterator[Line]:
     yield _bound("attempt and outcome of a tool call, bytes, median", _number, median(runs, OURS, "both"), 1500, why_not(runs, OURS))
 
 
+# -- the model proxy ---------------------------------------------------------------------------------------------
+
+
+@_goal("proxy", "the model proxy beside the same requests without it, durability disk")
+def _proxy(bench: Driver) -> Iterator[Line]:
+    for parallel, pace, n in ((1, 0.002, 100), (100, 0.0, 600)):
+        runs = bench.rounds_of("egress", [OURS], 1, n=n // 4 if bench.quick and parallel == 1 else n, parallel=parallel, pace=pace)
+
+        def of(key: str) -> float | None:
+            return median(runs, OURS, key)
+
+        what = f"model proxy, {'one stream' if parallel == 1 else f'{parallel} streams at once'}"
+        for key, name in (("first", "first byte"), ("chunk", "one chunk")):
+            for part in ("p50", "p99"):
+                yield Line(f"{what}: {name} {part}", _part(of(f"proxied_{key}_{part}")), "without it", _part(of(f"direct_{key}_{part}")))
+        if parallel == 1:
+            yield _bound(f"{what}: added to the first byte, p50", _part, of("added_first"), 5.0, why_not(runs, OURS))
+            yield _bound(f"{what}: added to a chunk, p50", _part, of("added_chunk"), 0.5, why_not(runs, OURS))
+            continue
+        rate = of("proxied_streams_per_second")
+        yield Line(f"{what}: whole streams of 50 chunks", _rate(rate) if rate else why_not(runs, OURS), "without it",
+                   _rate(of("direct_streams_per_second") or 0), goal=">= 50 /s", holds=None if rate is None else rate >= 50)  # fmt: skip
+        yield _bound(f"{what}: the forwarder's memory (resident, highest)", _mega, of("resident"), 120e6, why_not(runs, OURS))
+
+
+def _part(milliseconds: float | None) -> str:
+    return "not measured" if milliseconds is None else f"{milliseconds:,.2f} ms"
+
+
 # -- promises that tests hold -----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from array import array
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from . import sidecar
+from . import egress, sidecar
 from .events import WARM, events
 from .peers import OURS, PEERS, Place, Subject
 from .stage import TESTS, Sink, eventually, judge
@@ -460,7 +460,7 @@ def ceiling(scene: Scene, n: int, record: int) -> Result:
 
 
 MEASUREMENTS: dict[str, Callable[..., Result]] = {
-    f.__name__: f for f in (burst, threads, idle, paced, outage, hang, hang_kill, partition, leave, ceiling, sidecar.gate, sidecar.throughput, sidecar.sizes)
+    f.__name__: f for f in (burst, threads, idle, paced, outage, hang, hang_kill, partition, leave, ceiling, sidecar.gate, sidecar.throughput, sidecar.sizes, egress.egress)
 }
 SINK: dict[str, dict[str, bool]] = {"idle": {"stamps": True}, **{name: {"raw": True} for name in ("outage", "hang", "hang_kill", "partition")}}
 

@@ -228,8 +228,8 @@ def text_of(content: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of what is no secret: a text, or a value as compact JSON with sorted keys."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    """SHA-256 of what is no secret: a text, or a value as compact JSON in the order in which it came."""
+    text = value if isinstance(value, str) else compact(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
