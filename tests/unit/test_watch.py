@@ -162,7 +162,7 @@ def test_a_subagent_and_the_announcement_of_its_answer_carry_the_taint(scene):
     scene.see("subagent.start", "attempt", "clean", "r3", peer={"session": "reader"})
     scene.taint("reader", "r4")
     scene.see("subagent.end", "success", "clean", "r3", peer={"session": "reader"})
-    assert scene.see("run.start", "attempt", "clean", "announce:v1:reader:r4")["taint"] == "web_fetch:news.example"
+    assert scene.see("run.start", "attempt", "clean", "r5")["taint"] == "web_fetch:news.example"
 
 
 def test_a_subagent_that_runs_before_the_host_tells_of_it_is_tainted_all_the_same(scene):
@@ -582,6 +582,7 @@ def test_what_a_host_shows_its_guests_and_subagents_is_no_change(scene):
     assert scene.call("exec", {}, session="own")["tool"]["def"] == H[1]
     assert scene.call("exec", {}, session="guest")["tool"]["def"] == H[2]
     assert scene.watch.definitions({"exec": H[4]}, "own") == [("exec", H[1], H[4])]
+    assert scene.watch.definitions({"exec": H[1]}, "own") == [], "told once; what was shown before is no third contract"
 
 
 def test_capability_changed_after_approval(scene):
