@@ -70,10 +70,10 @@ def _forwarder(o: argparse.Namespace) -> int:
 
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
     with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof,
-                   gate=o.gates, gate_deadline=o.gate_deadline) as recorder:  # fmt: skip
+                   gate=o.gates, gate_deadline=o.gate_deadline, quota=size("quota", o.quota)) as recorder:  # fmt: skip
         folder = folder_of(o.spool, o.agent)
         forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=Rules.load(o.rules),
-                              runs=Runs(folder / "runs"), proxy=_model_proxy(o, folder))  # fmt: skip
+                              runs=Runs(folder / "runs"), proxy=_model_proxy(o, folder), kept=o.hooks, idle=o.idle)  # fmt: skip
         asyncio.run(forwarder.serve())
     return 0
 
@@ -232,6 +232,12 @@ def _pipe(o: argparse.Namespace) -> int:
     return 1 if pipe.bad or pipe.refused or lost else 0
 
 
+def _hook(o: argparse.Namespace) -> int:
+    from . import hook
+
+    return hook.main(o.arguments)
+
+
 def _nanobot(o: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
@@ -374,6 +380,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model-listen", default="127.0.0.1:8300", metavar="HOST:PORT")
     sub.add_argument("--agent-token", type=Path, metavar="FILE", help="what the agent authenticates with at the model proxy")
 
+    sub.add_argument("--quota", default="256 MiB", metavar="SIZE", help="of the spool at most (default: %(default)s)")
+    sub.add_argument("--hooks", type=Path, metavar="FOLDER", help="hear `clawtrail hook` too; what joins two hooks is kept in the folder")
+    sub.add_argument("--idle", type=float, default=0.0, metavar="SECONDS", help="stop when nothing came for so long (default: never)")
+
     sub = command("break-glass", _break_glass, "let actions run for a stated time whether or not they are recorded; on record itself")
     sub.add_argument("--socket", default="/run/clawtrail/audit.sock")
     sub.add_argument("--for", dest="time", metavar="TIME", default="", help="for example 15m; at most 24h")
@@ -423,6 +433,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--when-full", default="block", choices=POLICIES, help="with a full spool: wait 5 s and refuse, refuse, or drop")
     sub.add_argument("--quota", default="256 MiB", metavar="SIZE", help="of the spool at most (default: %(default)s)")
     gated(sub)
+    command("hook", _hook, "record one hook of Claude Code, given on standard input (see clawtrail hook --help)").add_argument(
+        "arguments", nargs=argparse.REMAINDER)  # fmt: skip
     sub = command("nanobot", _nanobot, "run nanobot with every run, decision and tool call on record")
     sender(sub, "nano-claw", "write")
     gated(sub)

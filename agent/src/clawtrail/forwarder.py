@@ -22,8 +22,10 @@ import socket
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapters.claude import ClaudeCode
 from .adapters.openclaw import OpenClaw, Recorded
 from .errors import ClawtrailError, Denied, EventError, QueueFull, SpoolError
 from .event import KINDS
@@ -61,6 +63,8 @@ class Forwarder:
         runs: what is open in the gateway, for the model proxy.
         watch: the state of sessions, shared with the model proxy.
         rules: which tool calls are flagged or refused; the packaged ones by default.
+        kept: hear the hooks of Claude Code too; the folder where their adapter keeps what joins them.
+        idle: seconds without a record and a connection after which it stops; 0: never.
         proxy: the model proxy's settings; None: it is not served.
     """
 
@@ -74,12 +78,16 @@ class Forwarder:
         watch: Watch | None = None,
         rules: Rules | None = None,
         proxy: Config | None = None,
+        kept: Path | None = None,
+        idle: float = 0.0,
     ) -> None:
+        self._idle, self._last_heard = idle, time.monotonic()
         self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch(rules)
         self.gatekeeper = Gatekeeper(recorder)
         self.proxy = self._proxy(proxy) if proxy is not None else None
         recorder.health = lambda: {"component": "forwarder", **self._counted()}
         self._admission = Admission(gateway_uid, main_process)
+        self._claude = ClaudeCode(recorder, rules, self.watch, kept) if kept else None
         self._openclaw = OpenClaw(recorder, self.runs, self.watch, rules)
         self._seen: OrderedDict[str, Receipt | None] = OrderedDict()
         self._accepted: list[tuple[Lines, Any, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
@@ -103,7 +111,7 @@ class Forwarder:
 
     async def serve(self) -> None:
         """Listens, heartbeats, and returns after SIGTERM or SIGINT; every accepted record is handed to the recorder by then."""
-        stopped = asyncio.Event()
+        self._stopped = stopped = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stopped.set)
@@ -132,6 +140,8 @@ class Forwarder:
     async def _tick(self) -> None:
         while True:
             self.gatekeeper.break_glass.tick()
+            if self._idle and not self._connections and time.monotonic() - self._last_heard > self._idle:
+                self._stopped.set()
             await asyncio.sleep(1.0)
 
     def _made(self, connection: Lines) -> Hear | None:
@@ -184,7 +194,7 @@ class Forwarder:
             if isinstance(rid, str) and rid in self._seen:
                 self.counters["repeated"] += 1
                 return self._acknowledge(connection, n, gate, [], self._seen[rid])
-            recorded = self._openclaw.take(record) if "hook" in record else self._direct(record)
+            recorded = self._heard(record)
             last = recorded[-1].receipt if recorded else None
             if isinstance(rid, str):
                 self._seen[rid] = last and last._replace(line=last.line[:1])  # its number is what may be waited for again
@@ -212,6 +222,12 @@ class Forwarder:
         self.counters["ungated"] += 1
         self.gatekeeper.break_glass.pass_by(accepted=False)
         return True
+
+    def _heard(self, record: dict[str, Any]) -> list[Recorded]:
+        self._last_heard = time.monotonic()
+        if self._claude is not None and "claude" in record:
+            return self._claude.take(record)
+        return self._openclaw.take(record) if "hook" in record else self._direct(record)
 
     def _direct(self, record: dict[str, Any]) -> list[Recorded]:
         kind = str(record.get("kind"))

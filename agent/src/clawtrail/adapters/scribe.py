@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from typing import Any, Generator, Mapping, NamedTuple, Sequence, TypeAlias
+from typing import Any, Generator, Mapping, Sequence, TypeAlias
 
 from .. import event as ev
 from ..errors import Denied, GateClosed
@@ -19,18 +19,11 @@ from ..rules import Hit, Rules, flag, wants
 from ..watch import Watch
 from ..watch import Standing, marks
 from . import hooks
+from .desk import Recorded
 
 REMEMBER = 10_000  #: calls whose outcome may still come
 
 _Event: TypeAlias = "tuple[str, str, dict[str, Any]]"
-
-
-class Recorded(NamedTuple):
-    """One event of several that a record became."""
-
-    kind: str
-    fields: dict[str, Any]
-    receipt: Receipt
 
 
 class Scribe:
@@ -44,7 +37,7 @@ class Scribe:
 
     def __init__(self, recorder: Recorder, rules: Rules | None = None, watch: Watch | None = None) -> None:
         self.recorder, self._rules, self.watch = recorder, rules, watch or Watch()
-        self._told: list[Recorded] = []
+        self.told: list[Recorded] = []  #: what the last `take` recorded
         self._causes: OrderedDict[tuple[str, Any, Any], str] = OrderedDict()
         self._accesses: OrderedDict[tuple[Any, Any], list[tuple[str, dict[str, Any]]]] = OrderedDict()
 
@@ -81,14 +74,14 @@ class Scribe:
 
     def take(self, kind: str, outcome: str, fields: dict[str, Any]) -> list[Recorded]:
         """As `record`, for who holds the action itself: no gate is waited for. What was recorded, the first one first."""
-        self._told.clear()
+        self.told.clear()
         events = self._events(kind, outcome, fields)
         told = next(events)
         try:
             while True:
                 told = events.send(self.recorder.put(told[0], told[1], dict(told[2])))
         except StopIteration:
-            return list(self._told)
+            return list(self.told)
 
     def _level(self, kind: str, outcome: str) -> str:
         return self.recorder.gates.level([ev.KINDS[kind]]) if outcome == "attempt" else "spooled"
@@ -159,8 +152,8 @@ class Scribe:
         seen = self.watch.see(kind, outcome, fields)
         receipt = yield kind, outcome, seen
         self.watch.recorded(kind, seen, receipt.id)
-        if len(self._told) < 100:
-            self._told.append(Recorded(kind, seen, receipt))
+        if len(self.told) < 100:
+            self.told.append(Recorded(kind, seen, receipt))
         return receipt
 
     def _remember(self, key: tuple[str, Any, Any], ident: str) -> None:
