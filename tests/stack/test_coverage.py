@@ -85,6 +85,7 @@ class Gateway:
         self.turn("asking", ("exec", {"command": "id"}), agent="asking")
         self.chat()
         self.scheduled()
+        self.skill()
         assert self.call("health", {}, "--token", "wrong") is None
         code, said = self.stack.run_inside("openclaw", "sh", "-c", "echo 'Be kind.' > /state/workspace/AGENTS.md")
         assert code == 0, said
@@ -98,6 +99,15 @@ class Gateway:
         assert self.call("sessions.compact", {"key": session})["compacted"] is True
         self.call("sessions.patch", {"key": session, "label": "renamed"})
         assert self.call("sessions.reset", {"key": session})["ok"] is True
+
+    def skill(self) -> None:
+        """The agent writes a skill for itself and puts it to use."""
+        text = "---\nname: greet-politely\ndescription: Greeting a customer by name.\n---\n\n1. Say hello.\n2. Say the name.\n"
+        self.turn("skill", ("skill_workshop", {"action": "create", "name": "greet-politely", "description": "Greeting a customer by name.",
+                                               "proposal_content": text, "goal": "greet"}))  # fmt: skip
+        said = self.one("skill", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
+        found = re.search(r'"(?:proposalId|id)":\s*"([^"]+)"', said)
+        self.turn("skill-apply", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
 
     def scheduled(self) -> None:
         job = self.call("cron.add", {
@@ -230,8 +240,9 @@ def test_coverage_commands_say_where_they_ran(gateway: Gateway) -> None:
 
 
 def test_coverage_a_decision_has_its_text_its_calls_and_its_reason_to_stop(gateway: Gateway) -> None:
-    decisions = gateway.of("tools", "model.decision", count=8)
-    requests = {e["id"]: e for e in gateway.of("tools", "model.request", count=8)}
+    hook = '|= `"via":"hook"`'  # the model proxy records each call a second time, by itself
+    decisions = gateway.of("tools", "model.decision", hook, count=8)
+    requests = {e["id"]: e for e in gateway.of("tools", "model.request", hook, count=8)}
     assert [d["decision"]["stop"] for d in decisions] == ["tool"] * 7 + ["end"]
     assert [c["tool"] for c in decisions[0]["decision"]["calls"]] == ["exec"] and decisions[0]["content"]["excerpt"].startswith("I call exec")
     for decision in decisions:
@@ -329,6 +340,13 @@ def test_coverage_the_start_says_what_the_gateway_is(gateway: Gateway, registere
     assert health["mcp"] == "words" and "gateway" in health["denied_tools"].split() and re.fullmatch("[0-9a-f]{64}", health["config"])
     beats = gateway.events("system.heartbeat", '|= `"component":"openclaw"` |= `hooks_seen`')
     assert "state_error" not in beats[-1]["health"] and "hooks_missing" not in beats[-1]["health"]
+
+
+def test_coverage_a_skill_that_the_agent_wrote_is_recorded_from_its_proposal_to_its_hash(gateway: Gateway) -> None:
+    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 2)
+    assert changes[0]["outcome"] == "attempt" and changes[0]["change"]["by"] == "proposal"
+    live = [c["change"] for c in changes if c["change"]["by"] != "proposal"]
+    assert live[-1]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[-1]["after"])
 
 
 def timed_stop(stack: Stack) -> tuple[float, int]:

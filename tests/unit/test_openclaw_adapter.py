@@ -413,6 +413,18 @@ def test_openclaws_own_account_of_a_changed_configuration(openclaw):
     assert failed["outcome"] == "failure" and failed["error"] == {"type": "config", "code": "EPERM", "message": "no"}
 
 
+def test_a_skill_that_changed_is_named_with_its_hashes(openclaw):
+    def skill(digit):
+        return {"name": "greet", "skillFile": "/w/SKILL.md", "revision": {"treeSha256": f"sha256:{digit * 64}"}}
+
+    (new,) = take(openclaw, "skill_changed", {"action": "created", "source": "workshop", "after": skill("1")})
+    (changed,) = take(openclaw, "skill_changed", {"action": "updated", "source": "workshop", "before": skill("1"), "after": skill("2")})
+    (proposed,) = take(openclaw, "skill_proposal_changed", {"action": "created", "proposal": {"id": "p", "skillName": "greet", "kind": "create"}})
+    assert new["change"] | {"name": "greet", "before": "none", "after": "1" * 64, "by": "workshop"} == new["change"]
+    assert (changed["change"]["before"], changed["change"]["after"]) == ("1" * 64, "2" * 64)
+    assert (proposed["outcome"], proposed["change"]["name"], proposed["change"]["after"]) == ("attempt", "greet", "created")
+
+
 def test_a_scheduled_jobs_end_has_its_outcome(openclaw):
     job = {"name": "tick", "schedule": {"kind": "every", "everyMs": 60000}}
     event = {"action": "finished", "jobId": "j", "job": job, "status": "error", "error": "no", "durationMs": 2, "sessionKey": "s", "runId": "r"}
@@ -437,7 +449,7 @@ _FIELDS = (
     "message params toolName toolCallId result error runId callId outcome counts tools policy action reason durationMs job payload content success "
     "sessionKey trigger requester trace role usage stopReason names details type from to method childSessionKey systemPrompt derivedPaths "
     "context files inventory mcp file defs approvals presentation status approval_id source_tool_call_id metadata media before after argv changedPaths "
-    "schedule host transcript patch"
+    "schedule host transcript patch proposal revision"
 ).split()
 
 

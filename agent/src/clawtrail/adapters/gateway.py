@@ -289,9 +289,19 @@ class Gateway(Desk):
             duration_us=hooks.micros(event.get("durationMs")))  # fmt: skip
 
     def _skill(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
-        self._change("success", {"what": "skill", "name": event.get("name") or event.get("skillName") or event.get("proposalId"),
-                                 "before": hooks.artifact(event.get("before")), "after": hooks.artifact(event.get("after")) or event.get("action"),
-                                 "by": event.get("source")}, event, ctx)  # fmt: skip
+        """A live skill was created, updated or removed. Before and after are the hashes of its whole folder."""
+        before, after = hooks.group(event.get("before")), hooks.group(event.get("after"))
+        self._change("success", {
+            "what": "skill", "name": after.get("name") or before.get("name") or event.get("name"),
+            "before": hooks.revision(before) or _ABSENT, "after": hooks.revision(after) or _ABSENT,
+            "by": event.get("source"), "spec": after.get("skillFile") or before.get("skillFile")}, event, ctx)  # fmt: skip
+
+    def _skill_proposal(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """What the agent would like to learn, and what became of it: created, applied, rejected."""
+        proposal = hooks.group(event.get("proposal"))
+        self._change("attempt" if event.get("action") == "created" else "success", {
+            "what": "skill", "name": proposal.get("skillName") or proposal.get("id"), "after": event.get("action"),
+            "by": "proposal", "spec": hooks.words([proposal.get("kind"), proposal.get("status"), proposal.get("revisionSha256")])}, event, ctx)  # fmt: skip
 
 
 def _person(event: dict[str, Any], metadata: dict[str, Any], surface: str) -> dict[str, Any] | None:

@@ -140,11 +140,9 @@ def between(start: object, end: object) -> int | None:
     return end - start if isinstance(start, int) and isinstance(end, int) else None
 
 
-def artifact(value: object) -> str | None:
-    """The version of a skill: the hash that OpenClaw gives it, else what it says."""
-    if isinstance(value, dict):
-        return next((text(value[k]) for k in ("treeHash", "contentHash", "hash", "version") if value.get(k)), None) or text(value)
-    return text(value) or None
+def revision(skill: dict[str, Any]) -> str | None:
+    """The SHA-256 of a skill's folder, 64 hex digits."""
+    return text(group(skill.get("revision")).get("treeSha256")).removeprefix("sha256:") or None
 
 
 def model_name(event: dict[str, Any], side: str) -> str | None:

@@ -75,7 +75,7 @@ class OpenClaw(Gateway):
             "cron_changed": self._cron,
             "cron_reconciled": self._cron,
             "skill_changed": self._skill,
-            "skill_proposal_changed": self._skill,
+            "skill_proposal_changed": self._skill_proposal,
             "before_compaction": self._compaction_attempt,
             "after_compaction": self._compaction,
             "channel_pairing_requested": self._pairing,
