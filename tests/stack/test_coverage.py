@@ -106,7 +106,7 @@ class Gateway:
         self.turn("skill", ("skill_workshop", {"action": "create", "name": "greet-politely", "description": "Greeting a customer by name.",
                                                "proposal_content": text, "goal": "greet"}))  # fmt: skip
         said = self.one("skill", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
-        found = re.search(r'"(?:proposalId|id)":\s*"([^"]+)"', said)
+        found = re.search(r"skill proposal (\S+)", said)
         self.turn("skill-apply", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
 
     def scheduled(self) -> None:
