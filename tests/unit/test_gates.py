@@ -258,7 +258,10 @@ def test_it_ends_by_itself_even_when_nobody_looks(glass, receiver, monkeypatch):
 
 
 def saved(glass, recorder):
-    return eventually(lambda: (recorder.folder / "break-glass.json").exists() and json.loads((recorder.folder / "break-glass.json").read_text()))
+    """It is remembered whole, and nothing writes any more, as of a process that was killed."""
+    file = recorder.folder / "break-glass.json"
+    eventually(lambda: glass.tick() or (file.exists() and json.loads(file.read_text())["id"]))
+    glass._saving.join()
 
 
 def test_a_restart_within_its_time_keeps_it_open_to_the_same_moment_and_one_after_it_closes(receiver, make_recorder, monkeypatch):

@@ -170,7 +170,7 @@ class Broken:
 @pytest.mark.odd_events("what was meant could not be read")
 def test_a_text_that_the_redactor_breaks_on_is_not_stored_and_the_event_is(receiver, recorder, monkeypatch):
     monkeypatch.setattr(redact, "FORMATS", (("any", ("ghp_",), Broken()),))
-    record(recorder, 1, session="s-1", content={"excerpt": "ghp_text that nobody may see"})
+    record(recorder, 1, session="s-1", content={"excerpt": "ghp_text-that-nobody may see"})
     event = eventually(lambda: receiver.events("tool.call"), state=recorder.stats)[0]
     assert event["session"] == "s-1" and event["params"] == {"i": 1}
     assert event["content"]["excerpt"].startswith("[withheld: the redactor failed (MemoryError) on 28 characters")

@@ -10,6 +10,7 @@ asks once about all strings of an event that are new to it, and remembers the sh
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
@@ -17,9 +18,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Callable
+from urllib.parse import quote, unquote
 
 from .event import DEPTH_MAX, INT_MAX, LEAF_MAX, SCAN_MAX, UNSURE, cut, dumps, text
-from .patterns import CONTEXT, FORMATS, nothing_in
+from .patterns import BASE64, CONTEXT, ENCODED_WORD, FORMATS, decoded, has_run, is_random, nothing_in
 
 _REMEMBERED = 4096  #: short strings and keys that a redactor remembers as harmless, before it starts anew
 _SHORT = 256  #: characters of one that is worth remembering
@@ -27,9 +29,19 @@ _SOON = 16 * 1024  #: characters of the longest text that `plain` looks at
 _BETWEEN = "\0"  # of two strings that are judged together: nothing that an expression allows in a gap
 
 _SECRET_KEYS = (
-    "password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey",
-    "credentials", "authorization", "cookie",
+    "password", "passwd", "passphrase", "secret", "token", "apikey", "accesskey", "secretkey", "privatekey", "authkey", "accountkey", "encryptionkey",
+    "signingkey", "masterkey", "sharedkey", "sharedaccesskey", "credentials", "authorization", "cookie", "pwd", "connectionstring",
 )  # fmt: skip
+_EXACTLY = frozenset({"pass", "pin", "otp", "totp", "mfacode", "mnemonic", "seedphrase", "dsn", "pairingcode", "setupcode", "sshkey", "clientkeydata", "cookies"})
+_HARMLESS_KEYS = (
+    "pagetoken", "continuationtoken", "stoptoken", "eostoken", "bostoken", "padtoken", "unktoken", "masktoken", "septoken", "clstoken", "nexttoken", "synctoken",
+)  # fmt: skip
+_PUBLIC_KEYS = ("publickey", "cachekey", "primarykey", "foreignkey", "sessionkey", "sortkey", "partitionkey", "dedupekey", "idempotencykey", "hotkey")
+_USER_OPTIONS = frozenset({"-u", "-U", "--user", "--proxy-user"})  # of curl: `name:password` follows
+_NOT_PLAIN = _USER_OPTIONS | {"auths"}
+_USER = re.compile(r"([^\s:/]{1,128}:)(?!\d+\Z)(.{1,256})\Z")
+_CODE = re.compile(r"(?:[A-Za-z_]\w{0,40}\.){1,6}\w{1,40}[(\[]|(?:str|string|bytes|int|bool|optional|any|object|number|undefined|required|unknown)\b[,)\]?]*\Z", re.IGNORECASE)
+_REST = re.compile(r"[0-9a-f]{8}\]")
 _NEVER_SECRET = ("kind", "category", "outcome", "duration_us")
 _MARK = re.compile(r"\[redacted:[a-z-]{1,32}:[0-9a-f]{8}\]")
 
@@ -70,7 +82,7 @@ class Redactor:
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key or os.urandom(32)
-        self._known: dict[str, str] = {}
+        self._known: dict[str, tuple[str, str]] = {}  #: each form in which it may appear → its class, and itself
         self._forget()
 
     def _forget(self) -> None:
@@ -80,9 +92,15 @@ class Redactor:
         self._keys: set[str] = set()
 
     def learn(self, name: str, secret: str) -> None:
-        """From now on `secret` is removed wherever it appears; `name` is its class. Shorter than 6: ignored."""
-        if len(secret) >= 6 and self._known.get(secret) != name:
-            self._known = {**self._known, secret: name}  # before the sets go, and a new one: threads walk through the old
+        """From now on `secret` is removed wherever it appears, also in base64, hexadecimal, JSON or a URL; `name` is its class.
+
+        Shorter than 6 characters: ignored.
+        """
+        if len(secret) >= 6 and self._known.get(secret) != (name, secret):
+            raw = secret.encode("utf-8", "surrogatepass")
+            forms = {secret, quote(secret, safe="", errors="replace"), base64.b64encode(raw).decode().rstrip("="), raw.hex(), json.dumps(secret)[1:-1]}
+            # before the sets go, and a new one: threads walk through the old
+            self._known = {**self._known, **{form: (name, secret) for form in sorted(forms, key=len, reverse=True)}}
             self._forget()
 
     def fingerprint(self, secret: str) -> str:
@@ -131,6 +149,8 @@ class Redactor:
         sum_ = _BETWEEN.join(unknown)
         braces = ("{" in sum_ or "[" in sum_) and (_BETWEEN + "{" in sum_ or _BETWEEN + "[" in sum_)  # one character is found faster
         if braces or len(sum_) > _SOON or not nothing_in(sum_):
+            return all(map(self._harmless, unknown))
+        if known and ("%" in sum_ or has_run(sum_)):
             return all(map(self._harmless, unknown))
         for secret in known:
             if secret in sum_:
@@ -204,6 +224,8 @@ class Redactor:
             for secret in self._known:
                 if secret in s:
                     return False
+            if self._known and ("%" in s or has_run(s)):
+                return self.string(s, Found()) == s
             if s[0] in "{[" and s[-1] in "}]" or not nothing_in(s):
                 found = Found()
                 if self.string(s, found) != s or found.count:
@@ -222,7 +244,7 @@ class Redactor:
 
     def _harmless_key(self, key: str) -> bool:
         keys = self._keys
-        if len(key) > _SHORT or _is_secret_key(key) or not self._harmless(key):
+        if len(key) > _SHORT or key in _NOT_PLAIN or _is_secret_key(key) or _is_maybe_secret_key(key) or not self._harmless(key):
             return False
         if len(keys) < _REMEMBERED:
             keys.add(key)
@@ -235,9 +257,13 @@ class Redactor:
         if isinstance(value, str):
             if key and value and _is_secret_key(key) and not _MARK.fullmatch(value):
                 return self._mark("key", value, found)
+            if key and _is_maybe_secret_key(key) and is_random(value):
+                return self._mark("entropy", value, found)
             return self.string(value, found)
         if isinstance(value, dict):
             # {"secret": {"value": …}} holds one; a reference such as {"source": "env", "id": …} names one, and stays
+            if key == "auths":  # of a registry's logins: {"auths": {"host": {"auth": base64}}}
+                return {self.string(k, found): self._leaves(v, found) for k, v in value.items()}
             return {self.string(k, found): self.value(v, found, key if k == "value" else k) for k, v in value.items()}
         if isinstance(value, list):
             return self._list(value, found, key)
@@ -245,12 +271,22 @@ class Redactor:
             return self._mark("key", str(value), found)  # a PIN or a password of digits
         return value
 
+    def _leaves(self, value: Any, found: Found) -> Any:
+        if isinstance(value, dict):
+            return {self.string(k, found): self._leaves(v, found) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._leaves(v, found) for v in value]
+        return self._mark("key", value, found) if isinstance(value, str) and value and not _MARK.fullmatch(value) else value
+
     def _list(self, items: list[Any], found: Found, key: str) -> list[Any]:
         out: list[Any] = []
         for i, item in enumerate(items):
             before = items[i - 1] if i else None
             option = before.lstrip("-") if isinstance(before, str) and before.startswith("-") and "=" not in before else ""
-            out.append(self.value(item, found, option if _is_secret_key(option) else key))
+            if isinstance(before, str) and before in _USER_OPTIONS and isinstance(item, str) and (user := _USER.match(item)) and "[redacted:" not in item:
+                out.append(user[1] + self._mark("argument", user[2], found))
+            else:
+                out.append(self.value(item, found, option if _is_secret_key(option) else key))
         return out
 
     def string(self, s: str, found: Found) -> str:
@@ -269,12 +305,36 @@ class Redactor:
         s = cut(s, SCAN_MAX)
         if len(s) < 6:
             return s
-        for secret, name in self._known.items():
-            if secret in s:
-                s = s.replace(secret, self._mark(name, secret, found))
+        for form, (name, secret) in self._known.items():
+            if form in s:
+                s = s.replace(form, self._mark(name, secret, found))
         if s[0] in "{[" and s[-1] in "}]":
             s = self._inside_json(s, found)
-        return s if nothing_in(s) else self._expressions(s, found)
+        return s if nothing_in(s) and not (self._known and ("%" in s or has_run(s))) else self._unwrapped(self._expressions(s, found), found)
+
+    def _unwrapped(self, s: str, found: Found, depth: int = 0) -> str:
+        """The text without what base64 and percent encoding hide: what a run says is judged, and the whole run replaced."""
+        if "%" in s:
+            s = ENCODED_WORD.sub(lambda m: self._opened(m[0], unquote(m[0]), found, depth, whole=False), s)
+        return BASE64.sub(lambda m: self._opened(m[0], decoded(m[0]), found, depth), s)
+
+    def _opened(self, run: str, said: str, found: Found, depth: int, whole: bool = True) -> str:
+        if len(said) < 6 or said == run or "[redacted:" in run:
+            return run
+        inside = Found()
+        out = said
+        for form, (name, secret) in self._known.items():
+            if form in out:
+                out = out.replace(form, self._mark(name, secret, inside))
+        if out[0] in "{[" and out[-1] in "}]":
+            out = self._inside_json(out, inside)
+        out = self._expressions(out, inside)
+        if depth < 2:
+            out = self._unwrapped(out, inside, depth + 1)
+        if not inside.count:
+            return run
+        found.merge(inside)
+        return f"[redacted:{inside.classes[0]}:{inside.fps[0]}]" if whole else out
 
     def _expressions(self, s: str, found: Found) -> str:
         low = s.lower()
@@ -302,7 +362,13 @@ class Redactor:
     def _group(self, kind: str, found: Found) -> Callable[[re.Match[str]], str]:
         def replace(m: re.Match[str]) -> str:
             secret = m["secret"]
-            if "[redacted:" in secret or secret.startswith(("$", "%", "{{")):
+            if m.string.endswith("[redacted:", 0, m.start()) and _REST.match(secret):
+                return m[0]  # the class of what was taken out before
+            if "[redacted:" in secret or secret.startswith(("$", "%", "{{")) or _CODE.match(secret):
+                return m[0]
+            if kind == "entropy" and not is_random(secret):
+                return m[0]
+            if kind == "assignment" and _is_harmless_key(m[0][: m.start("secret") - m.start()]):
                 return m[0]
             start, end = m.span("secret")
             return m[0][: start - m.start()] + self._mark(kind, secret, found) + m[0][end - m.start() :]
@@ -316,8 +382,21 @@ class Redactor:
 
 
 def _is_secret_key(key: str) -> bool:
-    plain = re.sub(r"[^a-z]", "", key.lower())
-    return plain.endswith(_SECRET_KEYS) and not plain.endswith(("nextpagetoken", "pagetoken"))
+    plain = _LETTERS.sub("", key.lower())
+    return plain in _EXACTLY or plain.endswith(_SECRET_KEYS) and not plain.endswith(_HARMLESS_KEYS)
+
+
+def _is_harmless_key(key: str) -> bool:
+    return _LETTERS.sub("", key.lower()).endswith(_HARMLESS_KEYS)
+
+
+def _is_maybe_secret_key(key: str) -> bool:
+    """One whose value is a secret if it looks like one."""
+    plain = _LETTERS.sub("", key.lower())
+    return plain.endswith("key") and not plain.endswith(_PUBLIC_KEYS)
+
+
+_LETTERS = re.compile(r"[^a-z]")
 
 
 def _with_redactions(content: dict[str, Any], found: Found) -> dict[str, Any]:
