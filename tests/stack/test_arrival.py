@@ -157,7 +157,7 @@ def test_two_agents_correlate_in_one_query(running: Stack) -> None:
 
 def test_the_archive_file_holds_what_loki_holds(running: Stack) -> None:
     with running.recorder("zeta") as recorder:
-        sent = recorder.record("tool.call", "attempt", session=fresh("archive"))
+        sent = recorder.record("tool.call", "attempt", tool={"name": "exec"}, session=fresh("archive"))
     running.find(f'{{job="audit", agent="zeta"}} | epoch="{sent.epoch}" | seq="{sent.seq}"')
     code, text = eventually(
         lambda: found if (found := running.run_inside("syslog-ng", "grep", "-rhF", sent.id, "/var/log/audit"))[0] == 0 else None, what="archive file"

@@ -11,7 +11,7 @@ from harness import Stack
 def test_a_sender_with_certificate_a_that_claims_b_is_stored_as_a_and_marked(running: Stack) -> None:
     session = f"spoof-{uuid.uuid4().hex[:8]}"
     with running.recorder("agent-a", agent="agent-b") as recorder:
-        recorder.record("tool.call", "attempt", session=session)
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, session=session)
     entry = running.find(f'{{job="audit", agent="agent-a"}} | session="{session}" | spoof="1"')[0]
     assert entry.labels["claimed"] == "agent-b"
     assert not running.query(f'{{job="audit", agent="agent-b"}} | session="{session}"')
