@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from clawtrail import Recorder, schema, settings
+from clawtrail import Recorder, schema, settings, testing
 from clawtrail.event import FIELDS, KINDS, OUTCOMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,3 +85,33 @@ def test_every_link_of_the_pages_leads_to_a_file() -> None:
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("certs/*.md"), *ROOT.glob("agent/*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_agents_is_what_the_commands_take() -> None:
+    page = (ROOT / "docs/agents.md").read_text()
+    settings_file = json.loads(re.search(r"^```json\n(.*?)\n```", page, re.M | re.S)[1])  # type: ignore[index]
+    assert set(settings_file["hooks"]) >= {"PreToolUse", "PostToolUse", "UserPromptSubmit", "Stop", "SessionStart", "SessionEnd"}
+    help_of = {name: command_help(name) for name in ("pipe", "hook", "nanobot", "forwarder")}
+    for line in re.findall(r"clawtrail (?:pipe|hook|nanobot|forwarder)\b[^\n`|;]*", page):
+        name, ours = line.split()[1], line.split(" agent")[0].split(" gateway")[0]
+        for option in re.findall(r"--[a-z-]+", ours):
+            assert option in help_of[name], f"{line}: {option}"
+
+
+def test_the_script_on_the_page_of_agents_acts_only_on_record(tmp_path: Path) -> None:
+    page = (ROOT / "docs/agents.md").read_text()
+    script = next(block for block in re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S) if "coproc" in block)
+    files = testing.certificates(tmp_path)
+    environment = {**os.environ, "CLAWTRAIL_TLS": str(files.client), "CLAWTRAIL_SPOOL": str(tmp_path / "spool"), "PYTHONPATH": str(ROOT / "agent/src")}
+    script = f'clawtrail() {{ "{sys.executable}" -m clawtrail "$@"; }}\n{script}'
+    with testing.Receiver(files.certificate, files.key, files.client_ca) as receiver:
+        environment["CLAWTRAIL_RECEIVER"] = f"127.0.0.1:{receiver.port}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, env=environment)
+        assert (done.returncode, done.stdout) == (0, "here it acts\n"), done.stderr
+        refused = subprocess.run(["bash", "-c", script.replace('"outcome":"attempt"', '"outcome":"tried"')], capture_output=True, text=True, timeout=60, env=environment)
+    assert refused.returncode == 1 and "here it acts" not in refused.stdout and "not on record" in refused.stderr
+
+
+def command_help(name: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "agent/src")}
+    return subprocess.run([sys.executable, "-m", "clawtrail", name, "--help"], capture_output=True, text=True, timeout=60, env=environment).stdout
