@@ -19,7 +19,8 @@ def events(running: Stack) -> Stack:
     with running.recorder("board") as recorder:
         for kind, outcome in (("tool.call", "attempt"), ("tool.result", "success"), ("tool.result", "failure"), ("policy.decision", "denied"),
                               ("run.start", "attempt"), ("model.decision", "success"), ("session.start", "success")):  # fmt: skip
-            recorder.record(kind, outcome, session="board-1", run="r", tool={"name": "exec"})
+            more = {"policy.decision": {"policy": {"verdict": "deny"}}, "model.decision": {"decision": {"stop": "end"}}}.get(kind, {})
+            recorder.record(kind, outcome, session="board-1", run="r", tool={"name": "exec"}, **more)
         recorder.record("credential.access", "attempt", session="board-1", tool={"name": "read"}, credential={"name": "ssh-key", "use": "read"})
     with running.recorder("board", agent="somebody-else") as recorder:
         recorder.record("tool.call", "attempt", session="board-1", tool={"name": "exec"})

@@ -91,7 +91,7 @@ sock = socket.socket(socket.AF_UNIX)
 sock.connect("/run/clawtrail/audit.sock")
 lines = sock.makefile("rwb")
 for n in range(int(sys.argv[2])):
-    lines.write(json.dumps({"n": n, "kind": "tool.call", "outcome": "attempt", "session": sys.argv[1], "params": {"i": n}}).encode() + b"\\n")
+    lines.write(json.dumps({"n": n, "kind": "tool.call", "outcome": "attempt", "tool": {"name": "load"}, "session": sys.argv[1], "params": {"i": n}}).encode() + b"\\n")
 lines.flush()
 print(sum(json.loads(lines.readline()) == {"ack": n} for n in range(int(sys.argv[2]))))
 """
