@@ -335,8 +335,8 @@ class OpenClaw(Gateway):
             "system": hooks.digest(event.get("systemPrompt")), "prompt": self._content(hooks.text(event.get("prompt")))["sha256"],
             "tools": tools.get("sha256"), "tools_n": len(names) if isinstance(names, list) else None})  # fmt: skip
         self._defs.put(event.get("runId") or ctx.get("runId"), {str(name): hooks.text(hash) for name, hash in defs.items()})
-        # A tool's text speaks of the other tools that are offered beside it: only under the same offer is another text a change.
-        offer = self._content(" ".join(sorted(defs)))["sha256"]
+        # A tool's text speaks of the other tools beside it and of what the run is for: only under the same offer is another text a change.
+        offer = self._content(" ".join([*(hooks.text(ctx.get(k)) for k in ("agentId", "trigger", "channel")), *sorted(defs)]))["sha256"]
         for name, after in defs.items():
             before = self._definitions.get(f"{offer} {name}")
             self._definitions.put(f"{offer} {name}", hooks.text(after))
