@@ -425,6 +425,18 @@ def test_drop_spends_the_numbers_and_names_every_one_of_them(receiver, make_reco
     assert sum(e["dropped"]["n"] for e in receiver.events("system.drop")) == recorder.stats()["dropped"]["quota"]
 
 
+def test_a_loss_before_the_first_event_leaves_a_gap_that_is_told_and_the_next_event_begins_the_epoch(receiver, make_recorder):
+    recorder = make_recorder(receiver.address)
+    recorder.lost("unrecordable")
+    record(recorder, "first")
+    eventually(lambda: recorder.stats()["unsent"], 0, state=recorder.stats)
+    eventually(lambda: len(receiver.events()), 3, state=recorder.stats)
+    assert [(e["kind"], e["seq"]) for e in receiver.events()] == [("system.start", 2), ("system.drop", 3), ("tool.call", 4)]
+    (told,) = receiver.events("system.drop")
+    assert (told["dropped"]["first"], told["dropped"]["last"], told["dropped"]["reason"]) == (1, 1, "unrecordable")
+    assert balance(recorder.stats()) == 0
+
+
 @pytest.mark.parametrize("proof", ["window", "barrier"])
 @pytest.mark.parametrize("when_full", ["block", "fail", "drop"])
 def test_accepted_is_proven_plus_spooled_plus_dropped_at_every_moment(when_full, proof, receiver, make_recorder, monkeypatch):

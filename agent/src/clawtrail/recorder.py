@@ -166,7 +166,6 @@ class Recorder:
         self._busy = False  # this thread stores an event: whoever comes now came by a signal or a finalizer
         self._deferred: deque[Draft] = deque()
         self._syncing: dict[int, int] = {}  # thread: up to which number
-        self._newest: Draft | None = None  # the one that was stored last
         self._pid = os.getpid()
         self._chain = Chain(self._identity)
         self._drafts = Drafts(self.redactor, self._host, self._claim, str(self._pid), self._chain.epoch, self._facility, self._sd_id)
@@ -177,6 +176,7 @@ class Recorder:
         self.accepted = self.accepted_bytes = self.damaged = 0
         self._losses = Losses()
         self._untold: deque[Damage] = deque()  # found, and not reported yet
+        self._begun = False  # the first event stands in the spool
         self._told = False  # the receiver is told that the spool is full
         self._next_beat = time.monotonic() + self._heartbeat
         self._next_adopt = 0.0
@@ -331,13 +331,11 @@ class Recorder:
     def _catch_up(self) -> None:
         """Stores what came in the middle of it; an exception that a signal raises in here loses none and repeats none."""
         while self._deferred:
-            draft = self._deferred[0]
-            if draft is not self._newest:
-                try:
-                    self._tap(self._store(draft))
-                except SpoolError as e:
-                    self._drop(_reason(e))
-            self._deferred.popleft()
+            try:
+                self._tap(self._store(self._deferred[0]))
+            except SpoolError as e:
+                self._drop(_reason(e))
+                self._deferred.popleft()
 
     def _tap(self, receipt: Receipt) -> None:
         for tap in list(_taps):
@@ -346,7 +344,7 @@ class Recorder:
     def _store(self, draft: Draft) -> Receipt:
         if self._closed:
             raise SpoolFull("the recorder is closed; the event was not accepted", "closed")
-        if self._chain.seq == 0:
+        if not self._begun:
             self._begin()
         if self._losses:
             self._report_losses()
@@ -358,7 +356,9 @@ class Recorder:
         life.unclosed.add(self)
         if self._outbox.own is None:
             self._outbox.open(self._chain.epoch)
-        self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
+        if not self._outbox.last:
+            self._append_own("system.start", health={"library": f"clawtrail {__version__}", "pid": self._pid, "durability": self.durability})
+        self._begun = True
 
     def _append(self, draft: Draft, reserved: bool = False) -> Receipt:
         chain = self._chain
@@ -374,7 +374,8 @@ class Recorder:
                 chain.prev, chain.seq = link, seq
                 self.accepted += 1
                 self.accepted_bytes += size
-                self._newest = draft
+                if self._deferred and self._deferred[0] is draft:
+                    del self._deferred[0]
         return Receipt(ident, chain.epoch, seq, line)
 
     def _append_own(self, kind: str, outcome: str = "success", reserved: bool = False, **fields: Any) -> None:
@@ -422,7 +423,7 @@ class Recorder:
 
     def _tell(self) -> None:
         """Of the first loss at once, as the reserve has room for one report; of the others when there is room again."""
-        if not self._told and not self._closed and not self._busy and self._chain.seq:
+        if not self._told and not self._closed and not self._busy and self._begun:
             self._told = self._busy = True
             try:
                 self._report_losses(reserved=True)
