@@ -233,7 +233,7 @@ class Forwarder:
         kind = str(record.get("kind"))
         fields = {k: v for k, v in record.items() if k not in ("n", "rid", "gate", "kind", "outcome", "at")}
         fields = self.watch.see(kind, record.get("outcome", "success"), fields)
-        return [Recorded(kind, fields, self.recorder.record(kind, record.get("outcome", "success"), **fields))]
+        return [Recorded(kind, fields, self.recorder.put(kind, record.get("outcome", "success"), dict(fields)))]
 
     def _acknowledge(self, connection: Lines, n: Any, gate: bool, recorded: list[Recorded], last: Receipt | None) -> bytes | None:
         level = self.gatekeeper.level(KINDS[one.kind] for one in recorded) if gate else "spooled"
