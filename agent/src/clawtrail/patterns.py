@@ -129,39 +129,39 @@ CONTEXT: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
 _SHORTEST = 15  #: characters of the shortest match of any of FORMATS
 
 
-_RARE = "-_.:"
+_RARE = "-_."
 _AFTER = r"(?=[\w./-]{9})"  # so much follows in every token, and in few other words
 #: What the literals say too little without.
 _HEX_DIGITS = set("0123456789abcdef")
 _MORE = {".": r"(?=[\w-]{6}\.[\w-]{27})"}
-_NOT_RARE = ("-us", "key-", "pul-", "sk_", "secret_", *_MORE)  # `_RUNS` has them, or `_MORE`
+_PEM = "-----BEGIN "
+_NOT_RARE = ("-us", "key-", "pul-", "sk_", "secret_", _PEM, *_MORE)  # looked for by `_RUNS`, `_MORE`, or as they are
 
 
-def _signs() -> re.Pattern[str]:
-    """One expression that finds a hint of FORMATS wherever one of their matches stands, if the hint has a rare character.
+def _signs(mark: str) -> re.Pattern[str]:
+    """An expression that finds a hint of FORMATS wherever one of their matches stands, if the hint's first rare character is this one.
 
-    It looks for the rare characters first, and back from there: a search for the hints themselves would try each letter.
+    It looks for the rare character first, and back from there: a search for the hints themselves would try each letter.
     """
-    ways: list[str] = []
-    for mark in _RARE:
-        heads: dict[tuple[bool, int], list[tuple[str, str]]] = {}
-        for _, hints, pattern in FORMATS:
-            for hint in hints:
-                if (at := _first_rare(hint)) is not None and hint[at] == mark:
-                    begins = pattern.pattern.startswith(_G) and at > 0  # the token begins with it, so not inside of a word
-                    rest = hint[at + 1 :]
-                    way = re.escape(hint[: at + 1]) + (f"(?={re.escape(rest)})" if rest else "")
-                    heads.setdefault((begins, at), []).append((way, hint[at - 1 : at]))
-        tests = [f"(?<=(?:{'|'.join(way for way, _ in same)}))" for (_, at), same in heads.items() if not at]
-        behind = {key: same for key, same in heads.items() if key[1]}
-        for usual in (False, True) if mark == "-" else (None,):  # what ends like identifiers do is looked for apart
-            some = {key: [h for h, last in same if usual is None or (last in _HEX_DIGITS) == usual] for key, same in behind.items()}
-            ways_back = "|".join(f"(?<={_G if begins else ''}(?:{'|'.join(same)}))" for (begins, _), same in some.items() if same)
-            last = "".join(sorted({last for same in behind.values() for _, last in same} - _HEX_DIGITS))
-            tests += [(f"(?<=[{last}]{mark})" if usual is False else "") + f"(?:{ways_back})"] if ways_back else []
-        tests += [more for hint, more in _MORE.items() if hint == mark]
-        ways.append(re.escape(mark) + _AFTER + f"(?:{'|'.join(tests)})")
-    return re.compile("|".join(ways))
+    heads: dict[tuple[bool, int], list[tuple[str, str]]] = {}
+    for _, hints, pattern in FORMATS:
+        for hint in hints:
+            if (at := _first_rare(hint)) is not None and hint[at] == mark:
+                begins = pattern.pattern.startswith(_G) and at > 0  # the token begins with it, so not inside of a word
+                rest = hint[at + 1 :]
+                way = re.escape(hint[: at + 1]) + (f"(?={re.escape(rest)})" if rest else "")
+                heads.setdefault((begins, at), []).append((way, hint[at - 1 : at]))
+    tests = [f"(?<=(?:{'|'.join(way for way, _ in same)}))" for (_, at), same in heads.items() if not at]
+    behind = {key: same for key, same in heads.items() if key[1]}
+    before = "".join(sorted({last for same in behind.values() for _, last in same}))
+    soon = f"(?<=[{before}]{re.escape(mark)})" if not tests and mark not in _MORE else ""
+    for usual in (False, True) if mark == "-" else (None,):  # what ends like identifiers do is looked for apart
+        some = {key: [h for h, last in same if usual is None or (last in _HEX_DIGITS) == usual] for key, same in behind.items()}
+        ways_back = "|".join(f"(?<={_G if begins else ''}(?:{'|'.join(same)}))" for (begins, _), same in some.items() if same)
+        last = "".join(sorted({last for same in behind.values() for _, last in same} - _HEX_DIGITS))
+        tests += [(f"(?<=[{last}]{mark})" if usual is False else "") + f"(?:{ways_back})"] if ways_back else []
+    tests += [more for hint, more in _MORE.items() if hint == mark]
+    return re.compile(re.escape(mark) + soon + _AFTER + f"(?:{'|'.join(tests)})")
 
 
 def _first_rare(hint: str) -> int | None:
@@ -172,10 +172,12 @@ def _either(*hints: str) -> re.Pattern[str]:
     return re.compile("|".join(p.pattern for _, own, p in FORMATS if set(own) & set(hints)))
 
 
-_SIGNS = _signs()
+_DASH, _SCORE, _DOT = map(_signs, _RARE)
 #: Tokens without a rare character in which twenty letters and digits follow each other, and those in which that is not certain.
 _IN_RUNS = ("AKIA", "SK", "dapi", "ABSK", "eyJrIjoi", "-us", "key-", "pul-", "sk_", "secret_")
-_RUNS, _OTHERS = _either(*_IN_RUNS), _either("AIza", "1//0", "ATATT3", "Q~", "sha256~")
+_RUN_HINTS = tuple(hint.encode() for _, own, _ in FORMATS if set(own) & set(_IN_RUNS) for hint in own if _first_rare(hint) is None)
+_BEFORE, _BEHIND = max(map(len, _RUN_HINTS)), 4  #: bytes around a run in which its hint stands
+_RUNS, _OTHERS = _either(*_IN_RUNS), _either("AIza", "1//0", "ATATT3", "Q~", "sha256~", ":A")
 _NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?|pwd)"  # what _WORD ends with
 _ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
 _HEADER = re.compile(r"(?:authorization|cookie)['\"]?\s{0,4}[=:]")
@@ -183,9 +185,12 @@ _ARGUMENT = re.compile(r"-[a-z0-9_-]{0,52}(?:" + _NAMES + r"|pass|pat)[=\s]")
 ENCODED_WORD = re.compile(r"[^\s%'\"<>]{0,1024}%[0-9A-Fa-f]{2}[^\s'\"<>]{0,8192}")
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 _ALNUM = bytes(120 if chr(i).isalnum() and i < 128 else 32 for i in range(256))
+_BASE64_ALPHABET = bytes(120 if chr(i) in "+/_-" else c for i, c in enumerate(_ALNUM))
 _LONG = b"x" * 20  # so many letters and digits in a row are no word
-BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{20,16384}={0,2}(?![A-Za-z0-9+/_-])")
+_BASE64_MAX = 16384
+BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{20,%d}={0,2}(?![A-Za-z0-9+/_-])" % _BASE64_MAX)
 _HEX = re.compile(r"[0-9a-fA-F-]+\Z")
+_HEX_OR_DASH = b"0123456789abcdefABCDEF-"
 _QUERY, _USERINFO, _NETRC, _CUT_TOKEN = (next(pattern for kind, _, pattern in CONTEXT if kind == wanted) for wanted in ("query", "url-userinfo", "netrc", "cut"))
 
 
@@ -225,11 +230,37 @@ def _wrapped(s: str) -> bool:
     """Whether `s` has a long run that is a token, or base64 or percent encoding in which there may be something."""
     if "%" in s and _ENCODED.search(s) and (opened := unquote(s)) != s and not nothing_in(opened):
         return True
-    if not has_run(s):
-        return False
-    if _RUNS.search(s):
+    try:
+        raw = s.encode()
+    except UnicodeEncodeError:
         return True
-    return any((said := decoded(m[0])) and (said[0] in "{[" or not nothing_in(said)) for m in BASE64.finditer(s))
+    plain = raw.translate(_ALNUM)
+    at = plain.find(_LONG)
+    if at < 0:
+        return False
+    while at >= 0:
+        end = plain.find(b" ", at)
+        end = len(raw) if end < 0 else end
+        near = raw[max(at - _BEFORE, 0) : end + _BEHIND]
+        if any(map(near.__contains__, _RUN_HINTS)) and _RUNS.search(s):
+            return True
+        at = plain.find(_LONG, end)
+    return _base64_says(raw)
+
+
+def _base64_says(raw: bytes) -> bool:
+    """Whether one of the matches of BASE64 in this text may hide something; looks for them as `bytes.find` does, which is faster."""
+    plain = raw.translate(_BASE64_ALPHABET)
+    at = plain.find(_LONG)
+    while at >= 0:
+        start = plain.rfind(b" ", 0, at) + 1
+        end = plain.find(b" ", at)
+        end = len(raw) if end < 0 else end
+        run = raw[start:end]
+        if run.translate(None, _HEX_OR_DASH) and raw[start - 1 : start] != b"=" and (end - start > _BASE64_MAX or (said := decoded(run.decode())) and (said[0] in "{[" or not nothing_in(said))):
+            return True
+        at = plain.find(_LONG, end)
+    return False
 
 
 def nothing_in(s: str) -> bool:
@@ -237,10 +268,11 @@ def nothing_in(s: str) -> bool:
 
     Each test below is for something that every match of its expression contains.
     """
+    dash = "-" in s
     if len(s) >= _SHORTEST:
-        if _SIGNS.search(s):
+        if dash and (_DASH.search(s) or _PEM in s) or "_" in s and _SCORE.search(s) or "." in s and _DOT.search(s):
             return False
-        if ("~" in s or "AIza" in s or "1//0" in s or "TT3" in s) and _OTHERS.search(s):
+        if ("~" in s or ":A" in s or "AIza" in s or "1//0" in s or "TT3" in s) and _OTHERS.search(s):
             return False
         if _wrapped(s):
             return False
@@ -249,7 +281,7 @@ def nothing_in(s: str) -> bool:
         low = low.replace("\u017f", "s").replace("\u0131", "i").replace("i\u0307", "i")
     if "bearer " in low:
         return False
-    colon, equal, dash = ":" in s, "=" in s, "-" in s
+    colon, equal = ":" in s, "=" in s
     if "login" in low and _NETRC.search(s):
         return False
     if not (colon or equal or dash):
@@ -265,5 +297,5 @@ def nothing_in(s: str) -> bool:
         return True
     if "-pat" in low and _ARGUMENT.search(low):
         return False
-    return not ("curl" in s and ("-u" in s or "-U" in s or "-user" in s) or "sshpass" in s or " -p" in s and ("mysql" in s or "mariadb" in s or "mongo" in s)
+    return not ("curl" in s and ("-u" in s or "-U" in s or "-user" in s) or secretive and "sshpass" in s or " -p" in s and ("mysql" in s or "mariadb" in s or "mongo" in s)
                 or "redis-cli" in s)  # fmt: skip
