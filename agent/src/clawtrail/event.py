@@ -65,9 +65,24 @@ _SECRET_MEMBERS = frozenset({"value", "secret", "token", "password"})
 INT_MAX = 2**53  #: integers are smaller, by their magnitude: larger ones are rounded by other readers
 
 
+_noise: Iterator[int] = iter(())
+
+
+def _random() -> int:
+    """80 random bits; the system is asked for many at once."""
+    global _noise
+    n = next(_noise, None)
+    if n is None:
+        raw = os.urandom(10 * 64)
+        noise = iter([int.from_bytes(raw[i : i + 10], "big") for i in range(0, len(raw), 10)])
+        n = next(noise)
+        _noise = noise
+    return n
+
+
 def _seed(millisecond: int) -> tuple[int, str, Iterator[int]]:
     """A millisecond, the part that its ids share, and the number of the next; random, and too small to overflow 48 bits."""
-    n = int.from_bytes(os.urandom(10), "big")
+    n = _random()
     time_hex, a, b = f"{millisecond:012x}", n & 0xFFF, n >> 12 & 0x3FFF | 0x8000
     return millisecond, f"{time_hex[:8]}-{time_hex[8:]}-7{a:03x}-{b:04x}-", itertools.count(n >> 33)
 
@@ -90,7 +105,8 @@ def uuid7() -> str:
 
 
 def _forget_ids() -> None:
-    global _ids
+    global _ids, _noise
+    _noise = iter(())
     _ids = _seed(0)
 
 

@@ -197,7 +197,7 @@ class Forwarder:
             recorded = self._heard(record)
             last = recorded[-1].receipt if recorded else None
             if isinstance(rid, str):
-                self._seen[rid] = last and last._replace(line=last.line[:1])  # its number is what may be waited for again
+                self._seen[rid] = last and Receipt(last.id, last.epoch, last.seq, last.line[:1])  # its number is what may be waited for again
                 if len(self._seen) > _REMEMBER:
                     self._seen.popitem(last=False)
             self.counters["acknowledged"] += 1

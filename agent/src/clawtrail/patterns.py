@@ -175,8 +175,8 @@ def _either(*hints: str) -> re.Pattern[str]:
 _DASH, _SCORE, _DOT = map(_signs, _RARE)
 #: Tokens without a rare character in which twenty letters and digits follow each other, and those in which that is not certain.
 _IN_RUNS = ("AKIA", "SK", "dapi", "ABSK", "eyJrIjoi", "-us", "key-", "pul-", "sk_", "secret_")
-_RUN_HINTS = tuple(hint.encode() for _, own, _ in FORMATS if set(own) & set(_IN_RUNS) for hint in own if _first_rare(hint) is None)
-_BEFORE, _BEHIND = max(map(len, _RUN_HINTS)), 4  #: bytes around a run in which its hint stands
+_RUN_HINT = re.compile("|".join(re.escape(hint) for _, own, _ in FORMATS if set(own) & set(_IN_RUNS) for hint in own if _first_rare(hint) is None).encode())
+_BEFORE, _BEHIND = max(map(len, _IN_RUNS)), 4  #: bytes around a run in which its hint stands
 _RUNS, _OTHERS = _either(*_IN_RUNS), _either("AIza", "1//0", "ATATT3", "Q~", "sha256~", ":A")
 _NAMES = r"(?:password|passwd|passphrase|secret|token|key|credentials?|pwd)"  # what _WORD ends with
 _ASSIGNED = re.compile(_NAMES + r"['\"]?\s{0,4}[=:]")
@@ -241,8 +241,7 @@ def _wrapped(s: str) -> bool:
     while at >= 0:
         end = plain.find(b" ", at)
         end = len(raw) if end < 0 else end
-        near = raw[max(at - _BEFORE, 0) : end + _BEHIND]
-        if any(map(near.__contains__, _RUN_HINTS)) and _RUNS.search(s):
+        if _RUN_HINT.search(raw, max(at - _BEFORE, 0), end + _BEHIND) and _RUNS.search(s):
             return True
         at = plain.find(_LONG, end)
     return _base64_says(raw)

@@ -16,6 +16,7 @@ import hmac
 import json
 import os
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Callable
 from urllib.parse import quote, unquote
@@ -25,6 +26,7 @@ from .patterns import BASE64, CONTEXT, ENCODED_WORD, FORMATS, decoded, has_run, 
 
 _REMEMBERED = 4096  #: short strings and keys that a redactor remembers as harmless, before it starts anew
 _SHORT = 256  #: characters of one that is worth remembering
+_LONG_MAX = 32  #: longer ones that are remembered, as the same text is recorded soon after it was asked about
 _SOON = 16 * 1024  #: characters of the longest text that `plain` looks at
 _BETWEEN = "\0"  # of two strings that are judged together: nothing that an expression allows in a gap
 
@@ -90,6 +92,7 @@ class Redactor:
         self._strings: set[str] = set()
         self._turn = 0  # events until new strings are remembered
         self._keys: set[str] = set()
+        self._long: deque[str] = deque()  # those of the strings that are longer than _SHORT
 
     def learn(self, name: str, secret: str) -> None:
         """From now on `secret` is removed wherever it appears, also in base64, hexadecimal, JSON or a URL; `name` is its class.
@@ -134,24 +137,26 @@ class Redactor:
         box = {"value": value}
         return box["value"] if self.make_plain(box) else UNSURE
 
-    def make_plain(self, members: dict[str, Any]) -> bool:
+    def make_plain(self, members: dict[str, Any], written: str = "") -> bool:
         """Puts in the place of each member what `plain` gives for it; false, and they are of no use, when one is UNSURE.
 
         One look at them all: the strings that are new are judged together, because what an expression finds in one of
-        them it finds in their sum.
+        them it finds in their sum. `written`: a text of the members, such as their JSON; false too when `string` would
+        change it. What is asked in this way is about to be recorded, and remembered.
         """
         strings, known = self._strings, self._known  # before anything is judged: see `_forget`
         unknown = [""]
         if not self._fill(members, 0, self._keys, strings, unknown, bool(known)):
             return False
-        if len(unknown) == 1:
+        if len(unknown) == 1 and not written:
             return True
         sum_ = _BETWEEN.join(unknown)
         braces = ("{" in sum_ or "[" in sum_) and (_BETWEEN + "{" in sum_ or _BETWEEN + "[" in sum_)  # one character is found faster
-        if braces or len(sum_) > _SOON or not nothing_in(sum_):
-            return all(map(self._harmless, unknown))
-        if known and ("%" in sum_ or has_run(sum_)):
-            return all(map(self._harmless, unknown))
+        if written:
+            sum_ = written + sum_
+            self._turn = 0
+        if braces or len(sum_) > _SOON or not nothing_in(sum_) or known and ("%" in sum_ or has_run(sum_)):
+            return not written and all(map(self._harmless, unknown))
         for secret in known:
             if secret in sum_:
                 return False
@@ -294,12 +299,30 @@ class Redactor:
 
         Never raises: a text that could not be redacted is not passed on, the class `redactor-failed` tells.
         """
+        strings = self._strings  # before anything is judged: see `_forget`
         try:
-            return s if s in self._strings else self._string(s, found)
+            if s in strings:
+                return s
+            before = found.count
+            out = self._string(s, found)
+            if found.count == before and len(s) <= LEAF_MAX and out == s and text(s) is s:
+                self._remember(s, strings)
+            return out
         except Exception as e:
             found.count += 1
             found.classes += [] if "redactor-failed" in found.classes else ["redactor-failed"]
             return f"[withheld: the redactor failed ({type(e).__name__}) on {len(s)} characters]"
+
+    def _remember(self, s: str, strings: set[str]) -> None:
+        if len(strings) >= _REMEMBERED:
+            self._strings = set()
+            self._long.clear()
+            return
+        strings.add(s)
+        if len(s) > _SHORT:
+            self._long.append(s)
+            if len(self._long) > _LONG_MAX:
+                strings.discard(self._long.popleft())
 
     def _string(self, s: str, found: Found) -> str:
         s = cut(s, SCAN_MAX)

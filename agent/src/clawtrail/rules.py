@@ -91,6 +91,13 @@ class Rules:
     def __init__(self, rules: Iterable[Rule], watch: Mapping[str, Any] | None = None) -> None:
         self._rules = tuple(rules)
         self.watch = dict(watch or {})
+        self._always = frozenset(i for i, rule in enumerate(self._rules) if not rule.hints)
+        hinted: dict[str, list[int]] = {}
+        for i, rule in enumerate(self._rules):
+            for hint in rule.hints:
+                hinted.setdefault(hint, []).append(i)
+        self._hinted = hinted
+        self._gates = _gated(sorted(hinted), [text.lower() for rule in self._rules for text in rule.miss])
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._rules)
@@ -140,15 +147,13 @@ class Rules:
         Never raises for odd parameters. Takes about 0.1 ms for a short command, and a bounded time for any.
         """
         texts = _texts(tool, params, paths)
-        low = "\n".join(texts.values()).lower()
+        low = _together(texts).lower()
+        near = set(self._always)
+        for hint in [hint for gate, hints in self._gates if gate in low for hint in hints if hint in low]:
+            near.update(self._hinted[hint])
         out = []
-        for rule in self._rules:
-            for hint in rule.hints:
-                if hint in low:
-                    break
-            else:
-                if rule.hints:
-                    continue
+        for i in sorted(near):
+            rule = self._rules[i]
             if rule.only and not _applies(rule, tool, agent, surface):
                 continue
             for name in rule.on:
@@ -225,6 +230,44 @@ def _texts(tool: str, params: Mapping[str, Any], paths: Sequence[str]) -> dict[s
     return {name: plain("\n".join(values)) if name != "tool" else tool for name, values in given.items() if values}
 
 
+def _gated(hints: Sequence[str], ordinary: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The hints, each behind a piece of it that others share and that is rare in ordinary texts: a text without that piece
+    has none of them. One alone stands behind itself."""
+    samples = ["\n".join(ordinary[i : i + 8]) for i in range(0, len(ordinary), 8)]  # of about the length of a call
+    of: dict[str, set[str]] = {}
+    for hint in hints:
+        for size in (2, 3):
+            for i in range(len(hint) - size + 1):
+                of.setdefault(hint[i : i + size], set()).add(hint)
+    rare = {piece: 1 - sum(piece in sample for sample in samples) / max(len(samples), 1) for piece in of}
+    gates: list[tuple[str, tuple[str, ...]]] = []
+    left = dict.fromkeys(hints)
+    while of:
+        worth, piece = max((len(behind) * rare[piece], piece) for piece, behind in of.items())
+        if worth <= 1:
+            break
+        gates.append((piece, tuple(sorted(of[piece]))))
+        gone = of.pop(piece)
+        for hint in gone:
+            del left[hint]
+        for other in list(of):
+            of[other] -= gone
+            if len(of[other]) < 2:
+                del of[other]
+    return gates + [(hint, (hint,)) for hint in left]
+
+
+def _together(texts: Mapping[str, str]) -> str:
+    """All lines of the texts in one. What a call says is in its parameters already, most often in the same words."""
+    whole = texts.get("params", "")
+    for name, text in texts.items():
+        if name != "params":
+            for line in text.split("\n"):
+                if line not in whole:
+                    whole = f"{whole}\n{line}"
+    return whole
+
+
 def _collect(value: Any, key: str, depth: int, out: list[tuple[str, str]]) -> None:
     if len(out) >= _NODES or depth > 12:
         return
@@ -262,16 +305,18 @@ def plain(text: str) -> str:
         text = text[: TEXT_MAX // 3 * 2] + "\n" + text[-TEXT_MAX // 3 :]
     out = [text]
     shelled = text
-    if "$" in text or "%" in text or "/" in text:
-        shelled = _SPACE.sub(" ", _HOME.sub("~", shelled))
+    if "HOME" in text or "%USERPROFILE%" in text or "/root" in text or "/home/" in text:
+        shelled = _HOME.sub("~", shelled)
+    if "IFS" in text:
+        shelled = _SPACE.sub(" ", shelled)
     if "\\x" in shelled:
         shelled = _ANSI.sub(lambda m: chr(int(m[1], 16)), shelled)
     if "'" in shelled or '"' in shelled or "\\" in shelled:
         shelled = _QUOTED.sub("", shelled)
-    if "/" in shelled:
+    if "//" in shelled or "/./" in shelled or "./." in shelled:
         shelled = _SLASHES.sub(lambda m: "" if m[0] == "./" else "/", shelled)
-        for _ in range(4 if "/../" in shelled else 0):
-            shelled = _UP.sub("", shelled)
+    for _ in range(4 if "/../" in shelled else 0):
+        shelled = _UP.sub("", shelled)
     if shelled != text:
         out.append(shelled)
     if "%" in shelled and (opened := unquote(shelled, errors="replace")) != shelled:

@@ -82,6 +82,12 @@ class Desk:
         redacted = self._recorder.redactor.string(text, found)
         return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
 
+    def _parameters(self, params: dict[str, Any], written: str) -> dict[str, Any]:
+        """As `_content`, of parameters and their JSON."""
+        if not self._recorder.redactor.make_plain({"params": params}, written):
+            return self._content(written)
+        return ev.content(written, len(written.encode()), **marks(written))
+
     def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any], **more: Any) -> str:
         return self._record("config.change", outcome, self._common(event, ctx) | {"change": hooks.some(change), **more})
 

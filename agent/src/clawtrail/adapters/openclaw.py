@@ -218,7 +218,7 @@ class OpenClaw(Gateway):
                             "surface": requester.get("channel")}),
             "tool": tool,
             "params": params,
-            "content": hooks.without_excerpt(self._content(written)),
+            "content": hooks.without_excerpt(self._parameters(params, written)),
             "target": hooks.target(event, params),
         }  # fmt: skip
         paths, standing = event.get("derivedPaths"), self._watch.standing(common["session"], common["run"], fields["actor"])

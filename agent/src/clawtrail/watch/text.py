@@ -29,6 +29,8 @@ _FLAG_EMOJI = re.compile("\U0001f3f4[\U000e0061-\U000e007a\U000e0030-\U000e0039]
 _TAGS = re.compile("[\U000e0000-\U000e007f]")
 _VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{3}")
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{64,}={0,2}")
+_IN_BASE64 = bytes(120 if chr(c) in "+/_-" or c < 128 and chr(c).isalnum() else 32 for c in range(256))
+_RUN = b"x" * 64
 _MASKED = re.compile(
     r"(?:\b(?:sk-|gh[opsur]_|github_pat_|glpat-|xox[abprs]-|AKIA|AIza|hf_|npm_|pypi-|eyJ)[\w-]{0,8}"
     r"|(?:key|token|secret|password|passwd|credential)[\w-]{0,20}[\"']?\s{0,4}[:=]\s{0,4}[\"']?[\w+/=-]{4,8})\u2026[\w+/=-]{2,8}", re.IGNORECASE)  # fmt: skip
@@ -82,7 +84,7 @@ def hidden(text: str) -> str | None:
             kinds.append("tags")
         if _VARIATION.search(text):
             kinds.append("variation")
-    if len(text) >= 64 and any(_is_text(m[0]) for m in _BASE64.finditer(text)):
+    if len(text) >= 64 and _RUN in text.encode("utf-8", "replace").translate(_IN_BASE64) and any(_is_text(m[0]) for m in _BASE64.finditer(text)):
         kinds.append("base64")
     if ("<" in text or "[" in text) and _MARKUP.search(text):
         kinds.append("markup")
