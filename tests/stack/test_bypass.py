@@ -177,7 +177,7 @@ def altered(running: Stack) -> Iterator[Path]:
     running.compose("-f", str(ROOT / "docker-compose.yml"), "-f", str(folder / "compose.yml"), "up", "-d", "--no-deps", "openclaw")
     running.wait_healthy("openclaw", 120)
     yield folder
-    running.compose("up", "-d", "--no-deps", "openclaw")
+    running.compose("up", "-d", "openclaw")
     running.wait_healthy("openclaw", 120)
 
 

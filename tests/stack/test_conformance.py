@@ -226,6 +226,7 @@ def test_rsyslog_takes_nothing_from_another_name_or_another_ca(rsyslog: SimpleNa
 
 
 def test_syslog_ng_stores_every_hostile_event_once_as_it_was_sent(running: Stack) -> None:
+    running.odd.add(AGENT)
     sent = send(running.recorder(AGENT, durability="memory"))
     stored, dead = f'{{job="audit", agent="{AGENT}"}} | epoch="{sent[0][0].epoch}"', f'{{job="audit-dlq", agent="{AGENT}"}}'
 

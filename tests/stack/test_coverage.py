@@ -43,7 +43,8 @@ class Gateway:
 
     def up(self, *overrides: Path) -> None:
         files = [argument for file in (ROOT / "docker-compose.yml", *overrides) for argument in ("-f", str(file))]
-        self.stack.compose(*files, "up", "--detach", "--no-deps", "--wait", "--wait-timeout", "180", "openclaw", timeout=240)
+        alone = ["--no-deps"] if overrides else []  # compose remembers it, and would make the container anew at the next plain `up`
+        self.stack.compose(*files, "up", "--detach", *alone, "--wait", "--wait-timeout", "180", "openclaw", timeout=240)
 
     def session(self, name: str, agent: str = "main") -> str:
         return f"agent:{agent}:{name}-{self.tag}"
@@ -361,10 +362,11 @@ def timed_stop(stack: Stack) -> tuple[float, int]:
 @pytest.mark.stops("openclaw")
 def test_coverage_the_end_of_the_gateway_ends_its_sessions_on_record(gateway: Gateway, running: Stack) -> None:
     """The last of the hooks: these are told by no heartbeat any more."""
-    before = len(running.query('{job="audit", agent="openclaw"} | event="system.stop" |= "openclaw"'))
+    ended = '|= `"component":"openclaw"`'
+    before = len(running.query(f'{{job="audit", agent="openclaw"}} | event="system.stop" {ended}'))
     took, code = timed_stop(running)
     assert code == 0 and took < STOP_WITHIN
-    stops = gateway.events("system.stop", '|= `"component":"openclaw"`', before + 2)
+    stops = gateway.events("system.stop", ended, before + 2)
     assert {"attempt", "success"} <= {e["outcome"] for e in stops[before:]}
     assert gateway.of("chat", "session.end", '|= "shutdown"')
 

@@ -30,8 +30,8 @@ def events(stack: Stack, query: str, count: int = 1) -> list[dict[str, Any]]:
 
 def test_the_gateway_of_nano_runs_and_its_trail_has_begun(nano: Stack) -> None:
     assert nano.health("nano") == "healthy"
-    started = events(nano, '{job="audit", agent="nano-claw", category="system"} | event="system.start"')
-    assert started[0]["agent"]["type"] == "nanobot" and started[0]["agent"]["name"] == "nano-claw"
+    started = events(nano, '{job="audit", agent="nano-claw", category="system"} | event="system.start" | json | agent_type="nanobot"')
+    assert started[0]["agent"]["name"] == "nano-claw"
 
 
 def test_a_run_of_nano_is_whole_in_the_store(nano: Stack) -> None:

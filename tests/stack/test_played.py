@@ -252,7 +252,7 @@ def world(running: Stack) -> Iterator[Stack]:
     try:
         yield running
     finally:
-        running.compose("up", "--detach", "--no-deps", "--wait", "--wait-timeout", "120", "openclaw")
+        running.compose("up", "--detach", "--wait", "--wait-timeout", "120", "openclaw")
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name.partition(":")[0].replace(" ", "-"))
