@@ -297,7 +297,7 @@ class Exchange:
         except (ClientError, StreamError, zlib.error, TimeoutError, OSError) as e:
             if self.request.transport is None or self.request.transport.is_closing():
                 self._client_gone()
-                raise
+                return self._response or web.Response(status=499)  # nobody is there to read it
             why = type(e).__name__ if isinstance(e, (ClientError, OSError, TimeoutError)) else str(e)
             self.error = self.error or {"type": "upstream", "message": f"{why}: {e}"[:300] if str(e) else why}
             committed = await self._commit()
