@@ -194,6 +194,7 @@ class Forwarder:
             if isinstance(rid, str) and rid in self._seen:
                 self.counters["repeated"] += 1
                 return self._acknowledge(connection, n, gate, [], self._seen[rid])
+            self.recorder.unhurried = True
             recorded = self._heard(record)
             last = recorded[-1].receipt if recorded else None
             if isinstance(rid, str):
@@ -214,6 +215,11 @@ class Forwarder:
         except Exception as e:  # a record that breaks the mapping is refused, so a gate stays closed
             log.exception("record not understood")
             return self._reject(n, f"{type(e).__name__}: {e}", raw=raw)
+        finally:
+            if self.recorder.unhurried:
+                self.recorder.unhurried = False
+                if not self._accepted:  # else it leaves when it is on the disk and answered
+                    self.recorder.wake()
 
     def _passes(self, record: dict[str, Any]) -> bool:
         """Whether an action may run though there was no room for its event; the recorder reports what it refused."""
@@ -267,6 +273,7 @@ class Forwarder:
                 lines.setdefault(connection, []).append(_ack(n) if error is None else self._unsynced(n, recorded, error))
             for connection, answers in lines.items():
                 connection.answer(b"".join(answers), len(answers))
+            self.recorder.wake()
 
         self.recorder.on_disk(answer)
 

@@ -142,6 +142,8 @@ class Recorder:
         self.folder = None if durability == "memory" else folder_of(spool, agent)
         self.redactor = Redactor(fingerprint_key)
         self.health: Callable[[], Mapping[str, Any]] = dict  #: what a heartbeat tells beside the counters
+        #: What is recorded leaves at the next `wake()`, or within a second: whoever waits for the disk is not kept from the processor.
+        self.unhurried = False
         self._outbox_options = {
             "folder": self.folder,
             "durable": durability == "disk",
@@ -286,6 +288,10 @@ class Recorder:
         """Of an event that was let go, or of another process life, nobody here can tell."""
         return not receipt.line or receipt.epoch != self._chain.epoch
 
+    def wake(self) -> None:
+        """The thread that ships is told of what was recorded while `unhurried` was set."""
+        self._shipper.wake()
+
     def beat(self) -> None:
         """Records a `system.heartbeat` with the counters; by itself it does so every `heartbeat` seconds."""
         self._next_beat = time.monotonic() + self._heartbeat
@@ -323,7 +329,8 @@ class Recorder:
                         self._catch_up()
                 finally:
                     self._busy = False
-        self._shipper.wake()
+        if not self.unhurried:
+            self._shipper.wake()
         if _taps:
             self._tap(receipt)
         return receipt
