@@ -1,5 +1,6 @@
 """The forwarder: a process of its own, a real unix socket, peers of other uids and of other ancestry."""
 
+import asyncio
 import json
 import os
 import select
@@ -268,3 +269,27 @@ def test_records_of_two_peers_come_between_each_other(start, receiver):
     assert [bulk.answer() for _ in range(2999)][-1] == {"ack": 2999}
     eventually(lambda: len(commands(receiver)), 3001)
     assert commands(receiver).index("echo 9000") < 2900
+
+
+@pytest.mark.parametrize("durability, order", [("write", ["woken"]), ("disk", ["answered", "woken"])])
+def test_what_was_recorded_is_handed_to_the_thread_that_ships_once_it_is_answered(durability, order, receiver, make_recorder, folder):
+    recorder = make_recorder(receiver.address, durability=durability, heartbeat=0)
+    serving = forwarder.Forwarder(recorder, str(folder / "audit.sock"), None)
+    seen = []
+
+    class Plugin:
+        def answer(self, answers, count):
+            seen.append("answered")
+
+    recorder.wake = lambda: seen.append("woken")
+
+    async def run():
+        serving._loop = asyncio.get_running_loop()
+        assert (serving._take(Plugin(), json.dumps(call(1)).encode()) is None) == (durability == "disk")
+        for _ in range(1000):
+            if seen == order:
+                break
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert seen == order and recorder.unhurried is False
