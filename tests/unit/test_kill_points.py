@@ -162,6 +162,7 @@ def judge(receiver, make_recorder, runs):
     last = successor.record("tool.call", "success", tool={"name": "exec"}, params={"who": "successor"})
     known = [event for events in runs for event in events]
     wanted = {(epoch, seq) for epoch, seq, _, _ in known} | {(last.epoch, last.seq)}
+    eventually(lambda: not successor.stats()["unsent"], within=90, state=successor.stats)  # a hundred thousand events and more
     eventually(lambda: wanted <= {(e["epoch"], e["seq"]) for e in receiver.events()}, state=successor.stats)
     assert successor.close(10), successor.stats()
     events = receiver.events()

@@ -69,7 +69,7 @@ class Shipper:
         self._asking = self._seeking = False
         self._unanswered = 0  # barriers in a row
         self._thread: threading.Thread | None = None
-        self._starting, self._alone, self._ended = threading.Lock(), threading.Lock(), threading.Event()
+        self._alone, self._ended = threading.Lock(), threading.Event()
         self._idle = True
         self._lingered = True
         self._stop_by: float | None = None
@@ -88,17 +88,14 @@ class Shipper:
             self._bell.ring()
 
     def _start(self) -> None:
-        if not self._starting.acquire(blocking=False):
-            return  # the first two events may come from two threads at once, or the second from a signal in the middle of this
+        """The first two events may come from two threads at once, or the second from a signal in the middle of this: of two
+        threads that are started one ships, and the other ends at once."""
         try:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
-                thread.start()
-                self._thread = self._thread or thread
+            thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
+            thread.start()
+            self._thread = self._thread or thread
         except RuntimeError as e:  # the interpreter is going: what is in the spool is for the next process
             self.last_error = str(e)
-        finally:
-            self._starting.release()
 
     def close(self, timeout: float) -> bool:
         """Sends what waits, closes with close_notify, ends the thread, all within `timeout` seconds. True: all proven."""
@@ -121,7 +118,7 @@ class Shipper:
 
     def _run(self) -> None:
         if not self._alone.acquire(blocking=False):
-            return  # a signal's exception cut the start short after the thread had begun, and it was started again
+            return  # another one ships
         self._thread = threading.current_thread()
         try:
             failures, since = 0, 0.0

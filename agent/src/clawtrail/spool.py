@@ -88,6 +88,7 @@ class Spool:
             try:
                 fresh.mkdir(0o700, parents=True, exist_ok=True)  # it may have failed before, on a full disk
                 spool._lock(fresh)
+                spool.remove()  # an empty one, if a signal's exception kept an attempt before from its caller
                 fresh.rename(spool.folder)
             except BaseException as e:
                 spool.let_go()
