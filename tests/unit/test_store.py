@@ -69,6 +69,13 @@ def loki():
 NOW = time.time_ns()
 
 
+@pytest.fixture(autouse=True)
+def now():
+    """Anew for each test: a look back has an end, and the suite is longer."""
+    global NOW
+    NOW = time.time_ns()
+
+
 def fill(loki, n, step=1000, **labels):
     loki.entries += [(NOW - 10**10 + i * step, f"line {i}", {"job": "audit", "epoch": "e", "seq": str(i)} | labels) for i in range(n)]
 
