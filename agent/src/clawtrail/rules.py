@@ -26,7 +26,7 @@ from .watch.companions import configured
 
 PACKAGED = Path(__file__).with_name("data") / "rules.yaml"
 SEVERITIES = ("low", "medium", "high", "critical")
-ON = ("path", "command", "url", "params", "tool")  #: what an expression can be tried on
+ON = ("path", "command", "url", "params", "tool", "answer")  #: what an expression can be tried on
 ACTIONS = ("flag", "deny", "approve")
 TEXT_MAX = 48 * 1024  #: characters of one field that are looked at; of a longer one its beginning and its end
 MATCH_MAX = 1500  #: characters of one expression
@@ -98,6 +98,7 @@ class Rules:
                 hinted.setdefault(hint, []).append(i)
         self._hinted = hinted
         self._gates = _gated(sorted(hinted), [text.lower() for rule in self._rules for text in rule.miss])
+        self._answers = tuple(rule for rule in self._rules if "answer" in rule.on)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self._rules)
@@ -160,9 +161,23 @@ class Rules:
                 if name in texts and rule.matches(texts[name]):
                     out.append(Hit(rule, _raised(rule.severity) if tainted or owner is False else rule.severity))
                     break
-        if len(out) > 1:
-            out.sort(key=lambda h: -SEVERITIES.index(h.severity))
-        return out
+        return _worst_first(out)
+
+    def said(self, text: str, *, agent: str = "", tainted: bool = False, owner: bool | None = None) -> list[Hit]:
+        """The rules that an answer or a message of the agent hits, worst first: those that are tried on `answer`."""
+        text = text[:TEXT_MAX]
+        low = text.lower()
+        out = []
+        for rule in self._answers:
+            if (not rule.hints or any(hint in low for hint in rule.hints)) and _applies(rule, "", agent, "") and rule.matches(text):
+                out.append(Hit(rule, _raised(rule.severity) if tainted or owner is False else rule.severity))
+        return _worst_first(out)
+
+
+def _worst_first(hits: list[Hit]) -> list[Hit]:
+    if len(hits) > 1:
+        hits.sort(key=lambda h: -SEVERITIES.index(h.severity))
+    return hits
 
 
 def flag(hits: Sequence[Hit]) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class Scribe:
     """
 
     def __init__(self, recorder: Recorder, rules: Rules | None = None, watch: Watch | None = None) -> None:
-        self.recorder, self._rules, self.watch = recorder, rules, watch or Watch()
+        self.recorder, self._rules, self.watch = recorder, rules, watch or Watch(rules)
         self.told: list[Recorded] = []  #: what the last `take` recorded
         self._causes: OrderedDict[tuple[str, Any, Any], str] = OrderedDict()
         self._accesses: OrderedDict[tuple[Any, Any], list[tuple[str, dict[str, Any]]]] = OrderedDict()

@@ -43,9 +43,6 @@ _GENERAL = frozenset({"tool.by-non-owner", "tool.by-unverified"})  # behind a ru
 _TOKENS = ("input", "output", "cache_read", "cache_write", "reasoning")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _VOLATILE = re.compile(r'\\?"(?:fetchedAt|tookMs|cached|cachedAt|durationMs|elapsedMs|timestamp)\\?":\s*(?:\\?"[^"]{0,64}"|[\w.+-]+)|\b[0-9a-f]{16,}\b')
-_GATE_OFF = re.compile(
-    r"config\s+(?:set|patch|unset)\b[^;&|\n]{0,200}(?:exec\.(?:ask|security)|approvals?|sandbox|elevated)"
-    r"|approvals\s+(?:set|allowlist)\b|exec-approvals\.json")  # fmt: skip
 _ENDLESS = re.compile(r"\bcrontab\s+(?:-e|[^\s;&|-])|\|\s*crontab\b|\bwhile\s+(?:true|:|\[\s*1\s*\])|\bfor\s*\(\(\s*;\s*;|systemctl\s+(?:--user\s+)?enable|/etc/cron|\bwatch\s+-n")
 _GATE_NAME = re.compile(r"approv|exec\.(?:ask|security)|sandbox|elevated", re.IGNORECASE)
 
@@ -62,8 +59,9 @@ class Watch:
     """Sees every event before it is recorded and adds what its session's history tells. Not thread-safe.
 
     Args:
-        rules: the deployment's rules, see `rules.Rules`: their section `watch` sets thresholds and severities. What they
-            match in a call's parameters is found by the caller, who tells them of `standing`.
+        rules: the deployment's rules, see `rules.Rules`: their section `watch` sets thresholds and severities, and texts that
+            leave the agent are tried on them. What they match in a call's parameters is found by the caller, who tells them
+            of `standing`.
         settings: such a section itself, in place of that of `rules`; see `companions`.
         trusted: tools, or `mcp:server`, whose results are trusted all the same.
         clock: seconds that only go forward.
@@ -81,6 +79,7 @@ class Watch:
     ) -> None:
         self._companions = configured(settings if settings is not None else getattr(rules, "watch", None) or {})
         self._trusted, self._clock, self._born = frozenset(trusted), clock, clock()
+        self._said = getattr(rules, "said", None)
         self._sessions: Bounded[str, Session] = Bounded(SESSIONS)
         self._taints: Bounded[str, str] = Bounded(TAINTS)
         self._runs: Bounded[str, Run] = Bounded(RUNS)
@@ -330,8 +329,9 @@ class Watch:
     def _links_out(self, seen: _Seen, content: dict[str, Any]) -> None:
         """What a text that leaves the agent links to. A reader's client may fetch it without a click."""
         excerpt = content.get("excerpt")
-        if isinstance(excerpt, str) and text.data_in_link(excerpt, self._companions["link.data-in-query"].limits["query"]):
-            seen.hit("link.data-in-query")
+        if self._said is not None and isinstance(excerpt, str):
+            hits = self._said(excerpt, tainted=bool(seen.taint), owner=self._owner(seen))
+            seen.flags += [(hit.rule.id, hit.severity, hit.rule.technique) for hit in hits]
         if any(not self._is_known(seen.state, host) for host in str(content.get("links", "")).split()):
             seen.hit("link.unseen-host")
 
@@ -408,9 +408,6 @@ class Watch:
             job, recurring = self._schedule(seen, params)
         elif short in tools.SHELLS and _ENDLESS.search(whole):
             seen.hit("schedule.by-agent-no-end")
-        hint = "onfig" in whole or "pproval" in whole
-        if (hint and short in tools.SHELLS | tools.WRITES and _GATE_OFF.search(whole)) or (short in ("gateway", "config") and _GATE_NAME.search(whole)):
-            seen.hit("approval.disabled")
         if tool.get("type") == "mcp" and seen.group("actor").get("role") in _UNPRIVILEGED and seen.group("policy").get("verdict") in (None, "none"):
             seen.hit("tool.privileged-by-unprivileged")
         if call_id := _word(tool, "call_id"):
@@ -646,7 +643,7 @@ class Watch:
         elif what in ("tool", "skill", "plugin", "mcp", "knowledge"):
             self._capability_changed(seen, change, what, name, before, after)
         if what in ("approval", "sandbox", "policy", "config") and after.lower() in _OFF and (what in ("approval", "sandbox") or _GATE_NAME.search(name)):
-            seen.hit("approval.disabled")
+            seen.hit("approval.switched-off")
         if what == "hook" and (after.lower() in _OFF or seen.outcome == "failure") or what == "plugin" and name == "clawtrail" and after.lower() in _OFF:
             seen.hit("hook.disabled")
 

@@ -42,7 +42,6 @@ COMPANIONS: dict[str, Companion] = {
     for c in (
         _c("egress.after-untrusted", "critical", "AML.T0086"),
         _c("link.unseen-host", "medium", "T1567", raised=True),
-        _c("link.data-in-query", "high", "AML.T0067", query=64),
         _c("secret.in-egress", "critical", "AML.T0057"),
         _c("secret.in-result", "medium", "AML.T0098", raised=True),
         _c("secret.written-after-untrusted", "critical", "AML.T0098"),
@@ -54,7 +53,7 @@ COMPANIONS: dict[str, Companion] = {
         _c("tool.definition-changed", "high", "AML.T0110"),
         _c("capability.changed-after-approval", "high", "AML.T0109"),
         _c("capability.added-by-agent", "medium", "AML.T0081", raised=True),
-        _c("approval.disabled", "critical", "T1562.001"),
+        _c("approval.switched-off", "critical", "T1562.001"),
         _c("approval.rubber-stamp", "high", "T1621", waited_ms=2000, answers=3, within_s=600),
         _c("hook.disabled", "critical", "T1562.001"),
         _c("hooks.bypassed", "critical", "T1562.001", grace_s=600),

@@ -13,8 +13,6 @@ _HOST_CHARS = 128
 _BASE64_MAX = 64 * 1024  #: characters of one run that are decoded
 
 _URL = re.compile(r"\b(?:https?|wss?|ftps?|sftp|ssh|git)://(?:[^\s/?#@\"'<>`\\]{1,256}@)?(\[[0-9a-fA-F:.]{2,45}\]|[^\s/?#:@\"'<>`\\(){}\[\]|,;]{1,253})", re.IGNORECASE)
-_LINK_WITH_QUERY = re.compile(r"https?://[^\s?#\"'<>`\\]{1,512}\?([^\s#\"'<>`\\)\]]{1,4096})", re.IGNORECASE)
-_IMAGE = re.compile(r"!\[[^\]\n]{0,200}\]\(\s{0,4}https?://[^\s)]{1,512}\?([^\s)]{1,4096})", re.IGNORECASE)
 _NETWORK_COMMAND = re.compile(r"(?:^|[\s;&|(`/])(?:curl|wget|nc|ncat|netcat|ssh|scp|sftp|rsync|telnet|ping|dig|nslookup|socat|http|git\s+(?:clone|push|pull|fetch))\s([^|;&\n`]{1,400})")
 _BARE_HOST = re.compile(r"(?:[\w.+-]{1,64}@)?((?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,8}[a-z]{2,24}|\d{1,3}(?:\.\d{1,3}){3})(?=[:/\s]|$)", re.IGNORECASE)
 _FILE_ENDINGS = frozenset(
@@ -59,14 +57,6 @@ def mail_host(address: str) -> str | None:
     """The domain of a mail address, None for anything else."""
     m = _MAIL.fullmatch(address.strip())
     return m[1].lower() if m else None
-
-
-def data_in_link(text: str, at_least: int) -> bool:
-    """Whether a remote image, or a link with `at_least` characters of query, would carry data to its host."""
-    if "?" not in text or "://" not in text:
-        return False
-    images = any(len(m[1]) >= min(at_least, 16) for m in _IMAGE.finditer(text))
-    return images or any(len(m[1]) >= at_least for m in _LINK_WITH_QUERY.finditer(text))
 
 
 def hidden(text: str) -> str | None:
