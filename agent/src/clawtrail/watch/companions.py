@@ -101,8 +101,3 @@ def configured(settings: Mapping[str, Any]) -> dict[str, Companion]:
                 raise ConfigurationError(f"watch: {id}: {key}: {value!r}; expected {known}")
         out[id] = replace(rule, limits=limits)
     return out
-
-
-def worse(severity: str) -> str:
-    """One step up."""
-    return SEVERITIES[min(SEVERITIES.index(severity) + 1, len(SEVERITIES) - 1)] if severity in SEVERITIES else severity

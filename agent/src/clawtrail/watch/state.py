@@ -1,13 +1,21 @@
-"""What is remembered of sessions, runs and calls. Everything here is bounded; what is let go is the oldest."""
+"""What is remembered of sessions, runs and calls, and what it says of the next event. All of it is bounded: what is let go is the oldest."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Callable, Generic, Mapping, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+SESSIONS = 4096  #: remembered in full
+TAINTS = 16_384  #: tainted sessions remembered when the rest of them is forgotten
+RUNS = 4096
+CALLS = 8192
+SPAWNING = 1024
 
 
 class Bounded(OrderedDict[K, V], Generic[K, V]):
@@ -39,11 +47,9 @@ class Session:
 
     taint: str = ""
     actor: dict[str, Any] | None = None
-    run: str | None = None
     last: dict[str, str] = field(default_factory=dict)
     named: dict[str, None] = field(default_factory=dict)  #: destinations that a trusted message named
     refusals: int = 0
-    repeats: dict[str, int] = field(default_factory=dict)  #: digest of an outgoing text → how often
 
     def name(self, destination: str) -> None:
         if len(self.named) < 128:
@@ -54,8 +60,6 @@ class Session:
 class Run:
     """What a run has used so far."""
 
-    session: str | None
-    started: bool
     actor: dict[str, Any] | None = None
     calls: int = 0
     tools: int = 0
@@ -81,3 +85,81 @@ class Call:
     job: str | None = None
     recurring: str | None = None
     id: str | None = None  #: of the event
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a stateless rule is told of a session: `owner` is None when the host does not say."""
+
+    tainted: bool
+    owner: bool | None
+
+
+class History:
+    """All sessions, runs and calls of a watch; names come from hosts and may be of any type.
+
+    Args:
+        clock: seconds that only go forward.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.born = clock, clock()
+        self.sessions: Bounded[str, Session] = Bounded(SESSIONS)
+        self.taints: Bounded[str, str] = Bounded(TAINTS)
+        self.runs: Bounded[str, Run] = Bounded(RUNS)
+        self.calls: Bounded[str, Call] = Bounded(CALLS)
+        self.spawning: Bounded[str, str] = Bounded(SPAWNING)  #: id of a call that makes a subagent → its session
+
+    def session(self, name: object) -> Session:
+        if not isinstance(name, str) or not name:
+            return Session()  # nowhere to remember it
+        state = self.sessions.use(name)
+        return state or self.sessions.put(name, Session(taint=self.taints.get(name, "")))
+
+    def run(self, name: object) -> Run | None:
+        if not isinstance(name, str) or not name:
+            return None
+        return self.runs.use(name) or self.runs.put(name, Run())
+
+    def forget(self, session: str) -> None:
+        self.sessions.pop(session, None)
+        self.taints.pop(session, None)
+
+    def taint(self, name: object, state: Session, source: str) -> None:
+        if not state.taint and source:
+            state.taint = source[:256]
+            if isinstance(name, str) and name:
+                self.taints.put(name, state.taint)
+
+    def carry(self, source: object, to: object) -> None:
+        """What one session has read, the other has from now on."""
+        if isinstance(source, str) and (taint := self.taints.get(source)):
+            self.taint(to, self.session(to), taint)
+
+    def descends(self, parent: object, child: str) -> None:
+        """A subagent has read what its parent has, and works for whom the parent works for."""
+        self.carry(parent, child)
+        if child and isinstance(parent, str) and (above := self.sessions.get(parent)) and above.actor:
+            state = self.session(child)
+            state.actor = state.actor or above.actor
+
+    def standing(self, session: object, run: object, actor: object) -> Standing:
+        state = self.sessions.get(session) if isinstance(session, str) else None
+        of_run = self.runs.get(run) if isinstance(run, str) else None
+        owner = actor.get("owner") if isinstance(actor, dict) and not nobody(session, run, actor) else None
+        if owner is None:
+            owner = ((of_run.actor if of_run else None) or (state.actor if state else None) or {}).get("owner")
+        taint = state.taint if state else self.taints.get(session, "") if isinstance(session, str) else ""
+        return Standing(bool(taint), owner if isinstance(owner, bool) else None)
+
+    def sort(self, session: object) -> str:
+        """Sessions of one sort are shown the same tools: the owner's, a guest's, a subagent's."""
+        inner = re.search(r":(subagent|cron|heartbeat):", session) if isinstance(session, str) else None
+        return f"{inner[1] if inner else 'main'} {self.standing(session, None, None).owner}"
+
+
+def nobody(session: object, run: object, actor: Mapping[str, Any]) -> bool:
+    """What a host starts by itself it calls "not the owner": no person is behind that."""
+    inner = isinstance(session, str) and any(sort in session for sort in (":subagent:", ":cron:", ":heartbeat:"))
+    inner = inner or (isinstance(run, str) and run.startswith("announce:")) or actor.get("type") in ("agent", "system")
+    return inner and not actor.get("id") and actor.get("owner") is not True

@@ -19,7 +19,8 @@ SHELLS = frozenset({"exec", "bash", "shell", "process", "terminal", "run_command
 FETCHES = frozenset({"web_fetch", "web_search", "x_search", "browser", "fetch", "search", "webfetch", "websearch"})
 SENDS = frozenset({"message", "sessions_send", "mail", "mail_send", "send_email", "email_send", "gmail", "send_message", "tts", "nodes", "canvas"})
 SCHEDULES = frozenset({"cron", "automations"})
-_SPAWNS = frozenset({"sessions_spawn", "subagents", "task"})
+SPAWN = "sessions_spawn"
+_SPAWNS = frozenset({SPAWN, "subagents", "task"})
 #: Tools by which an agent acts on the world, its host or itself; reading alone is not among them.
 PRIVILEGED = WRITES | SHELLS | SENDS | SCHEDULES | _SPAWNS | {"gateway", "plugins", "config", "secrets", "skill_install", "python_repl"}
 
@@ -72,40 +73,45 @@ def memory_item(path: str) -> str | None:
     return m[1][:_ITEM] if m else None
 
 
+def short(name: str) -> str:
+    """The tool's name in lower case, without the server of an MCP tool: `mail__Send` is `send`."""
+    return name.rpartition("__")[2].lower()
+
+
 def touch(name: str, kind: str, server: str, params: Mapping[str, Any], trusted: frozenset[str]) -> Touch:
     """Reads one call. `name`, `kind` and `server` are the tool's; results of the tools in `trusted` stay trusted."""
-    short = name.rpartition("__")[2].lower()
+    plain = short(name)
     out = Touch(texts=leaves(params))
     path = _path(params)
-    if short in SHELLS:
+    if plain in SHELLS:
         _shell(out, params)
-    elif short == "apply_patch":
+    elif plain == "apply_patch":
         _patch(out, params)
-    elif short in WRITES and path:
+    elif plain in WRITES and path:
         out.written.append(path)
         if item := memory_item(path):
-            out.store = {"kind": "memory", "op": _edit_op(short, params), "item": item, "size": _size(params)}
-    elif short in READS and path:
+            out.store = {"kind": "memory", "op": _edit_op(plain, params), "item": item, "size": _size(params)}
+    elif plain in READS and path:
         out.reads.append(path)
         if item := memory_item(path):
             out.store = {"kind": "memory", "op": "read", "item": item}
         if _OUTSIDE_PATH.search(path):
             out.source = f"file:{path.rpartition('/')[2][:_ITEM]}"
-    elif short in SEARCHES:
+    elif plain in SEARCHES:
         out.store = {"kind": "memory", "op": "read", "name": "memory"}
-    if short in FETCHES:
-        _fetch(out, short, params)
-    if short not in SHELLS:
+    if plain in FETCHES:
+        _fetch(out, plain, params)
+    if plain not in SHELLS:
         out.hosts = out.hosts or text.hosts("\n".join(out.texts))
     out.recipients = _recipients(params)
-    if short in SENDS or (out.recipients and kind == "mcp"):
+    if plain in SENDS or (out.recipients and kind == "mcp"):
         out.sends = bool(out.recipients or out.hosts)
-    out.reaches = out.sends or (bool(out.hosts) and (short in FETCHES | SHELLS or kind in ("mcp", "http")))
+    out.reaches = out.sends or (bool(out.hosts) and (plain in FETCHES | SHELLS or kind in ("mcp", "http")))
     if kind == "mcp" or server:
         out.source = f"mcp:{(server or name.partition('__')[0]).partition('@')[0]}"
-    elif "mail" in short or short.startswith(("inbox", "imap")):
+    elif "mail" in plain or plain.startswith(("inbox", "imap")):
         out.source = "email"
-    if out.source and (name in trusted or short in trusted or server.partition("@")[0] in trusted or out.source in trusted):
+    if out.source and (name in trusted or plain in trusted or server.partition("@")[0] in trusted or out.source in trusted):
         out.source = None
     return out
 
