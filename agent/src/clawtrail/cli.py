@@ -67,7 +67,9 @@ def _forwarder(o: argparse.Namespace) -> int:
     from .outbox import folder_of
     from .rules import Rules
     from .runs import Runs
+    from .slices import shorten
 
+    shorten()  # before any thread is started: they have what this one has
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
     with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof,
                    gate=o.gates, gate_deadline=o.gate_deadline, quota=size("quota", o.quota)) as recorder:  # fmt: skip

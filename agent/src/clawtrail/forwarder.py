@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import slices
 from .adapters.claude import ClaudeCode
 from .adapters.openclaw import OpenClaw, Recorded
 from .errors import ClawtrailError, Denied, EventError, QueueFull, SpoolError
@@ -119,7 +120,8 @@ class Forwarder:
             os.unlink(self.path)
         server = await self._loop.create_unix_server(lambda: Lines(self._made, self._endless, self._lost), self.path, backlog=_BACKLOG)
         os.chmod(self.path, 0o666)  # who may speak is decided by process, not by file mode
-        log.info("listening on %s; gates %s, %g s", self.path, self.gatekeeper.gates, self.gatekeeper.gates.deadline)
+        slice_ = f"{ns // 1000} µs" if (ns := slices.current()) else "as the kernel has them"
+        log.info("listening on %s; gates %s, %g s; slices %s", self.path, self.gatekeeper.gates, self.gatekeeper.gates.deadline, slice_)
         if self.proxy is not None:
             await self.proxy.start()
         self.recorder.beat()
