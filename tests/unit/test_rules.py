@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from clawtrail import rules
 from clawtrail.cli import main
 from clawtrail.errors import ConfigurationError
-from clawtrail.rules import Rules, flag, wants
+from clawtrail.rules import Rule, Rules, flag, trial, wants
 from clawtrail.watch import COMPANIONS
 
 PACKAGED = Rules.load()
@@ -24,14 +23,14 @@ def ids(tool: str, params: dict[str, Any], **context: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", list(PACKAGED), ids=lambda r: r.id)
-def test_every_rule_hits_what_it_says_and_misses_what_it_says(rule: rules.Rule) -> None:
+def test_every_rule_hits_what_it_says_and_misses_what_it_says(rule: Rule) -> None:
     assert rule.hit and rule.miss and rule.why and rule.fp
-    assert rules.faults(rule) == []
+    assert trial.faults(rule) == []
 
 
 @pytest.mark.parametrize("rule", list(PACKAGED), ids=lambda r: r.id)
-def test_no_rule_takes_long_on_hostile_text(rule: rules.Rule) -> None:
-    assert min(rules.slowest(rule) for _ in range(ATTEMPTS if rules.slowest(rule) > rules.SLOWEST else 1)) < rules.SLOWEST
+def test_no_rule_takes_long_on_hostile_text(rule: Rule) -> None:
+    assert min(trial.slowest(rule) for _ in range(ATTEMPTS if trial.slowest(rule) > trial.SLOWEST else 1)) < trial.SLOWEST
 
 
 def test_every_credential_of_the_catalogue_has_a_rule() -> None:

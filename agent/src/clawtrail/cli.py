@@ -94,17 +94,19 @@ def _model_proxy(o: argparse.Namespace, folder: Path) -> Any:
 
 
 def _rules(o: argparse.Namespace) -> int:
-    from . import rules
+    from .rules import Rules
+    from .rules.trial import faults
 
+    rules = Rules.load([o.folder] if o.folder else [])
     if o.action == "list":
-        for rule in rules.Rules.load([o.folder] if o.folder else []):
+        for rule in rules:
             print(f"{rule.severity:<9} {rule.id:<30} {rule.action:<8} {rule.technique:<34} {rule.why}")
         return 0
-    checked, wrong = rules.check([o.folder] if o.folder else [])
-    for fault in wrong:
-        print(f"[x] {fault}", file=sys.stderr)
-    examples = sum(len(r.hit) + len(r.miss) for r in checked)
-    print(f"[+] {len(checked)} rules, {examples} examples, {len(wrong)} faults")
+    wrong = [f"{rule.source}: rule {rule.id}: {fault}" for rule in rules for fault in faults(rule, timed=True)]
+    for line in wrong:
+        print(f"[x] {line}", file=sys.stderr)
+    examples = sum(len(rule.hit) + len(rule.miss) for rule in rules)
+    print(f"[+] {len(rules)} rules, {examples} examples, {len(wrong)} faults")
     return 1 if wrong else 0
 
 
