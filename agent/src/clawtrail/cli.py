@@ -75,9 +75,21 @@ def _forwarder(o: argparse.Namespace) -> int:
                    gate=o.gates, gate_deadline=o.gate_deadline, quota=size("quota", o.quota)) as recorder:  # fmt: skip
         folder = folder_of(o.spool, o.agent)
         forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=Rules.load(o.rules),
-                              runs=Runs(folder / "runs"), proxy=_model_proxy(o, folder), kept=o.hooks, idle=o.idle)  # fmt: skip
+                              runs=Runs(folder / "runs"), proxy=_model_proxy(o, folder), kept=o.hooks, idle=o.idle,
+                              secrets_path=o.secrets_socket, secrets=_held(o.secret))  # fmt: skip
         asyncio.run(forwarder.serve())
     return 0
+
+
+def _held(given: list[str]) -> dict[str, str]:
+    """The secrets of the audited provider, from NAME=FILE."""
+    out = {}
+    for one in given:
+        name, equal, path = one.partition("=")
+        if not name or not equal:
+            raise ConfigurationError(f"--secret {one!r}; expected NAME=FILE")
+        out[name] = Path(path).read_text().strip()
+    return out
 
 
 def _model_proxy(o: argparse.Namespace, folder: Path) -> Any:
@@ -377,6 +389,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--gate-deadline", default="3", metavar="SECONDS", help="after which an action is refused (default: %(default)s)")
     sub.add_argument("--rules", type=Path, action="append", default=[], metavar="FOLDER", help="folder with more rules (*.yaml); may be repeated")
 
+    sub.add_argument("--secrets-socket", default="/run/clawtrail/secrets.sock", metavar="PATH", help="where the resolver asks for a --secret")
+    sub.add_argument("--secret", action="append", default=[], metavar="NAME=FILE", help="a secret that is given to the gateway's resolver; may be repeated")
     sub.add_argument("--model-url", default="", metavar="URL", help="the model provider's base URL: serve the model proxy")
     sub.add_argument("--model-api", default="openai-completions", metavar="API", help="as OpenClaw names it (default: %(default)s)")
     sub.add_argument("--model-key", type=Path, metavar="FILE", help="the provider's key")

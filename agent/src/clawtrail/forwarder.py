@@ -23,7 +23,7 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Mapping
 
 from . import slices
 from .adapters.claude import ClaudeCode
@@ -38,6 +38,7 @@ from .recorder import Receipt, Recorder
 from .redact import Found
 from .rules import Rules
 from .runs import Runs
+from .secrets_provider import SecretsProvider
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Forwarder:
         kept: hear the hooks of Claude Code too; the folder where their adapter keeps what joins them.
         idle: seconds without a record and a connection after which it stops; 0: never.
         proxy: the model proxy's settings; None: it is not served.
+        secrets_path, secrets: socket and secrets of the audited provider; none: it is not served.
     """
 
     def __init__(
@@ -81,11 +83,14 @@ class Forwarder:
         proxy: Config | None = None,
         kept: Path | None = None,
         idle: float = 0.0,
+        secrets_path: str = "",
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self._idle, self._last_heard = idle, time.monotonic()
         self.recorder, self.path, self.runs, self.watch = recorder, path, runs or Runs(), watch or Watch(rules)
         self.gatekeeper = Gatekeeper(recorder)
         self.proxy = self._proxy(proxy) if proxy is not None else None
+        self.secrets = SecretsProvider(recorder, self.gatekeeper, self.runs, secrets_path, secrets, gateway_uid, main_process) if secrets else None
         recorder.health = lambda: {"component": "forwarder", **self._counted()}
         self._admission = Admission(gateway_uid, main_process)
         self._claude = ClaudeCode(recorder, rules, self.watch, kept) if kept else None
@@ -106,7 +111,8 @@ class Forwarder:
     def _counted(self) -> dict[str, Any]:
         proxy = {"proxy": self.proxy.health()} if self.proxy is not None else {}
         gate = {"gate_refused": self.gatekeeper.refused, **self.gatekeeper.break_glass.state()}
-        return {**self.counters, "watch": self.watch.counters, **gate, **proxy}
+        held = {"secrets": self.secrets.counters} if self.secrets is not None else {}
+        return {**self.counters, **held, "watch": self.watch.counters, **gate, **proxy}
 
     # -- serving -----------------------------------------------------------------------------------------------
 
@@ -124,6 +130,8 @@ class Forwarder:
         log.info("listening on %s; gates %s, %g s; slices %s", self.path, self.gatekeeper.gates, self.gatekeeper.gates.deadline, slice_)
         if self.proxy is not None:
             await self.proxy.start()
+        if self.secrets is not None:
+            await self.secrets.start()
         self.recorder.beat()
         gc.collect()
         gc.freeze()  # what is here now stays: a gate that is asked waits for no collection of it
@@ -133,6 +141,8 @@ class Forwarder:
         ticking.cancel()
         if self.proxy is not None:
             await self.proxy.close()
+        if self.secrets is not None:
+            self.secrets.close()
         server.close()
         for connection in list(self._connections):
             connection.end()
