@@ -49,7 +49,7 @@ def gateway(stack: Stack, folder: Path, plugin: bool) -> Container:
         volumes={
             str(file): {"bind": "/etc/openclaw/openclaw.json", "mode": "ro"},
             f"{stack.project}_audit-socket": {"bind": "/run/clawtrail", "mode": "ro"},
-            **{str(secrets / name): {"bind": f"/run/secrets/{name}", "mode": "ro"} for name in ("gateway-token", "agent-token")},
+            str(secrets / "gateway-token"): {"bind": "/run/secrets/gateway-token", "mode": "ro"},
         },
     )  # fmt: skip
 

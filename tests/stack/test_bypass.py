@@ -15,10 +15,10 @@ from harness import ROOT, Stack, eventually
 
 OPENCLAW = "/opt/openclaw/node_modules/openclaw/openclaw.mjs"
 PROXY = "http://forwarder:8300/model"
-#: Node, because it is what the agent's container has: status and body of one request with the agent's own token.
+#: Node, because it is what the agent's container has: status and body of one request.
 ASK = """
-const fs = require("node:fs"), [path, body, more] = process.argv.slice(1);
-const headers = {authorization: "Bearer " + fs.readFileSync("/run/secrets/agent-token", "utf8").trim(), "content-type": "application/json", ...JSON.parse(more ?? "{}")};
+const [path, body, token, more] = process.argv.slice(1);
+const headers = {authorization: "Bearer " + token, "content-type": "application/json", ...JSON.parse(more ?? "{}")};
 fetch("%s" + path, {method: "POST", headers, body}).then(async (r) => console.log(r.status, await r.text())).catch((e) => console.log("failed", e.cause?.code ?? e));
 """ % PROXY  # fmt: skip
 MESSAGES = [{"role": "user", "content": "TOOL exec {}"}]
@@ -29,8 +29,13 @@ def exists(stack: Stack, path: str) -> bool:
     return stack.run_inside("openclaw", "test", "-e", path)[0] == 0
 
 
+def token(stack: Stack) -> str:
+    """The gateway's own, as one would have it who has got it out of the gateway."""
+    return (stack.folder / "secrets" / "agent-token").read_text().strip()
+
+
 def ask(stack: Stack, path: str, body: dict[str, Any], **headers: str) -> str:
-    return stack.run_inside("openclaw", "node", "-e", ASK, path, json.dumps(body), json.dumps(headers))[1]
+    return stack.run_inside("openclaw", "node", "-e", ASK, path, json.dumps(body), token(stack), json.dumps(headers))[1]
 
 
 def requests(stack: Stack, outcome: str, rules: str, after: float, within: float = 20) -> list[dict[str, Any]]:
@@ -43,18 +48,18 @@ def requests(stack: Stack, outcome: str, rules: str, after: float, within: float
     return eventually(look, within, f"requests of {rules}")
 
 
-def unplugged(target: str) -> str:
-    """A shell line that makes a configuration without our plugin from the gateway's own."""
+def unplugged(target: str, token: str) -> str:
+    """A shell line that makes a configuration without our plugin, and with the token itself, from the gateway's own."""
     return (
         f"mkdir -p {target} && node -e 'const fs=require(\"fs\");const c=JSON.parse(fs.readFileSync(\"/etc/openclaw/openclaw.json\",\"utf8\"));"
-        f'delete c.plugins;fs.writeFileSync("{target}/openclaw.json",JSON.stringify(c))\''
+        f'delete c.plugins;c.models.providers.model.apiKey="{token}";fs.writeFileSync("{target}/openclaw.json",JSON.stringify(c))\''
     )
 
 
-def agent_exec(target: str, marker: str, *options: str) -> str:
+def agent_exec(stack: Stack, target: str, marker: str, *options: str) -> str:
     script = json.dumps({"command": f"touch {marker}"})
     return (
-        f"{unplugged(target)} && OPENCLAW_CONFIG_PATH={target}/openclaw.json OPENCLAW_STATE_DIR={target}/state HOME={target} "
+        f"{unplugged(target, token(stack))} && OPENCLAW_CONFIG_PATH={target}/openclaw.json OPENCLAW_STATE_DIR={target}/state HOME={target} "
         f"timeout 100 node {OPENCLAW} agent exec {' '.join(options)} 'TOOL exec {script}' > {target}/said 2>&1; echo ended >> {target}/said"
     )
 
@@ -63,7 +68,7 @@ def test_a_tools_own_call_with_the_agents_token_is_refused_or_recorded_and_flagg
     began, session = time.time(), f"own-{uuid.uuid4().hex[:8]}"
     commands = []
     for body in ({"model": "demo", "messages": MESSAGES, "tools": TOOLS}, {"model": "demo", "messages": MESSAGES}):
-        commands.append(("exec", {"command": f"node -e '{ASK}' /chat/completions '{json.dumps(body)}'"}))
+        commands.append(("exec", {"command": f"node -e '{ASK}' /chat/completions '{json.dumps(body)}' {token(running)}"}))
     said = running.turn(session, *commands).stdout
     assert "400" in said and "200" in said, said
     (refused,) = requests(running, "denied", "run-gate", began)[:1]
@@ -76,7 +81,7 @@ def test_a_made_up_trace_and_hidden_tools_are_refused(running: Stack) -> None:
     began, body = time.time(), {"model": "demo", "messages": MESSAGES, "tools": TOOLS}
     assert ask(running, "/chat/completions", body, traceparent=f"00-{'a' * 32}-{'b' * 16}-01").startswith("400 ")
     hidden = '{"model":"demo","messages":[],"tools":[{"type":"function"}],"tools":[]}'
-    assert running.run_inside("openclaw", "node", "-e", ASK, "/chat/completions", hidden)[1].startswith("400 ")
+    assert running.run_inside("openclaw", "node", "-e", ASK, "/chat/completions", hidden, token(running))[1].startswith("400 ")
     assert ask(running, "/batches", body).startswith("404 ")
     assert ask(running, "/chat/completions", body, authorization="Bearer guessed-guessed-guessed").startswith("400 ")
     rules = {"run-gate", "body", "path", "agent-token"}
@@ -93,7 +98,7 @@ def test_a_call_without_tools_and_with_a_made_up_span_is_flagged_because_no_hook
 
 def test_agent_exec_without_our_plugin_gets_no_model_and_the_gateway_keeps_its_own(running: Stack) -> None:
     began, name = time.time(), uuid.uuid4().hex[:8]
-    running.run_inside("openclaw", "sh", "-c", agent_exec(f"/tmp/{name}", f"/tmp/marker-{name}"))
+    running.run_inside("openclaw", "sh", "-c", agent_exec(running, f"/tmp/{name}", f"/tmp/marker-{name}"))
     said = running.run_inside("openclaw", "cat", f"/tmp/{name}/said")[1]
     assert "no recorded run matches" in said, said
     assert not exists(running, f"/tmp/marker-{name}")
@@ -103,7 +108,7 @@ def test_agent_exec_without_our_plugin_gets_no_model_and_the_gateway_keeps_its_o
 
 def test_agent_exec_that_the_agent_starts_itself_gets_no_model_while_its_own_run_goes_on(running: Stack) -> None:
     began, name = time.time(), uuid.uuid4().hex[:8]
-    line = agent_exec(f"/tmp/{name}", f"/tmp/marker-{name}")
+    line = agent_exec(running, f"/tmp/{name}", f"/tmp/marker-{name}")
     running.turn(f"nested-{name}", ("exec", {"command": line, "timeoutSeconds": 110}), timeout=150)
     eventually(lambda: "ended" in running.run_inside("openclaw", "cat", f"/tmp/{name}/said")[1], 110, "the inner agent has ended")
     assert not exists(running, f"/tmp/marker-{name}")
@@ -114,7 +119,7 @@ def test_agent_exec_that_the_agent_starts_itself_gets_no_model_while_its_own_run
 
 def test_an_isolated_agent_gets_no_model(running: Stack) -> None:
     name = uuid.uuid4().hex[:8]
-    running.run_inside("openclaw", "sh", "-c", agent_exec(f"/tmp/{name}", f"/tmp/marker-{name}", "--isolated"))
+    running.run_inside("openclaw", "sh", "-c", agent_exec(running, f"/tmp/{name}", f"/tmp/marker-{name}", "--isolated"))
     said = running.run_inside("openclaw", "cat", f"/tmp/{name}/said")[1]
     assert "ended" in said and not exists(running, f"/tmp/marker-{name}"), said
 

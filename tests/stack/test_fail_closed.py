@@ -78,7 +78,7 @@ def test_openclaw_is_unhealthy_while_our_plugin_is_not_loaded(running: Stack, tm
         tmpfs={"/tmp": "mode=1777", "/home/node": "uid=1000,gid=1000,mode=700", "/state": "uid=1000,gid=1000,mode=700"},
         volumes={
             str(tmp_path / "openclaw.json"): {"bind": "/etc/openclaw/openclaw.json", "mode": "ro"},
-            **{str(secrets / name): {"bind": f"/run/secrets/{name}", "mode": "ro"} for name in ("gateway-token", "agent-token")},
+            str(secrets / "gateway-token"): {"bind": "/run/secrets/gateway-token", "mode": "ro"},
         },
     )  # fmt: skip
     try:

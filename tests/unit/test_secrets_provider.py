@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from clawtrail import Recorder
 from clawtrail.errors import QueueFull
 from clawtrail.gatekeeper import Gatekeeper
@@ -71,9 +72,29 @@ def test_what_the_agent_starts_gets_no_secret_and_is_flagged(receiver: Any, pki:
     assert event["outcome"] == "denied" and event["flag"] == {"rule": "cred.secret-provider", "severity": "critical", "technique": "AML.T0083 T1552"}
 
 
+def test_what_a_tool_left_behind_gets_no_secret_when_the_tool_is_long_over(receiver: Any, pki: Any, tmp_path: Path) -> None:
+    runs = Runs()
+    runs.tool_started("call_1", "exec")
+    runs.tool_ended("call_1")  # after this process began
+    answer, _ = ask(receiver, pki, tmp_path / "s", REQUEST, runs)
+    assert answer["values"] == {} and "was started before the tool exec ended" in answer["errors"]["model-key"]["message"]
+
+
 def test_a_process_that_the_gateway_did_not_start_gets_no_secret(receiver: Any, pki: Any, tmp_path: Path) -> None:
     answer, _ = ask(receiver, pki, tmp_path / "s", REQUEST, main=True)
-    assert answer["values"] == {} and "expected the gateway itself to start it" in answer["errors"]["model-key"]["message"]
+    assert answer["values"] == {} and "expected the gateway" in answer["errors"]["model-key"]["message"]
+
+
+def test_what_the_gateway_or_its_helper_starts_may_ask_and_what_is_one_further_down_may_not(receiver: Any, pki: Any, tmp_path: Path) -> None:
+    tree = {500: 400, 400: 300, 300: 200, 200: 0}
+
+    with Recorder(("127.0.0.1", receiver.port), pki.client, agent="agent-1") as recorder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Peer, "parent", property(lambda p: tree.get(p.pid)))
+        patch.setattr(Peer, "started", property(lambda _: 1.0))
+        patch.setattr("clawtrail.secrets_provider._uid", lambda pid: 1000 if pid in tree else None)
+        provider = SecretsProvider(recorder, Gatekeeper(recorder), Runs(), str(tmp_path / "s"), {"k": SECRET}, 1000)
+        assert [provider.refusal(Peer(pid, 1000)) is None for pid in (300, 400, 500)] == [True, True, False]
+        assert provider.refusal(Peer(200, 1000)) is not None, "the gateway itself starts a resolver"
 
 
 def test_an_orphan_that_the_first_process_took_over_is_none_of_the_gateway_s(receiver: Any, pki: Any, tmp_path: Path) -> None:
@@ -84,7 +105,7 @@ def test_an_orphan_that_the_first_process_took_over_is_none_of_the_gateway_s(rec
 
     with Recorder(("127.0.0.1", receiver.port), pki.client, agent="agent-1") as recorder:
         provider = SecretsProvider(recorder, Gatekeeper(recorder), Runs(), str(tmp_path / "s"), {"k": SECRET}, 12345)
-        assert "expected the gateway itself" in str(provider.refusal(Orphan(os.getpid(), 12345)))
+        assert "expected the gateway" in str(provider.refusal(Orphan(os.getpid(), 12345)))
 
 
 def test_a_request_that_is_none_and_a_name_that_is_none_are_refused(receiver: Any, pki: Any, tmp_path: Path) -> None:

@@ -158,17 +158,18 @@ def test_every_key_and_secret_belongs_to_the_user_that_reads_it(tmp_path):
         "certs/ca/server-ca.key": 0, "certs/ca/client-ca.key": 0, "certs/server/server.key": 5140,
         "certs/clients/openclaw/client.key": 6514, "certs/clients/operator/client.key": 6514, "certs/clients/mine/client.key": 1234,
         "secrets/grafana-password": 472, "secrets/grafana-secret-key": 472, "secrets/gateway-token": 1000, "secrets/model-key": 6514, "secrets/nano-model-key": 6514,
-        "secrets/fingerprint-key": 6514, "secrets/agent-token": 1000, "secrets/agent-token-proxy": 6514,
+        "secrets/fingerprint-key": 6514, "secrets/agent-token": 6514,
     }  # fmt: skip
 
 
 @root
-def test_a_models_key_that_a_person_put_there_is_the_forwarders_and_both_sides_have_one_token(tmp_path):
-    (tmp_path / "model-key").write_text("mine")
-    os.chown(tmp_path / "model-key", 1000, 1000)
+def test_a_models_key_that_a_person_put_there_and_a_token_of_before_are_the_forwarders(tmp_path):
+    for name in ("model-key", "agent-token"):
+        (tmp_path / name).write_text("mine")
+        os.chown(tmp_path / name, 1000, 1000)
     setup.make_secrets(tmp_path)
-    assert (tmp_path / "model-key").stat().st_uid == 6514 and (tmp_path / "model-key").read_text() == "mine"
-    assert (tmp_path / "agent-token").read_text() == (tmp_path / "agent-token-proxy").read_text()
+    for name in ("model-key", "agent-token"):
+        assert (tmp_path / name).stat().st_uid == 6514 and (tmp_path / name).read_text() == "mine"
 
 
 def test_secrets_are_long_and_never_the_same_twice(tmp_path):
@@ -219,7 +220,7 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(calls, tmp_path)
     assert all(whole.values()), "a file is there and empty"
     setup.make_secrets(tmp_path / "secrets")
     make(tmp_path / "certs", ["localhost"], ["openclaw"])
-    assert len([n for n in files(tmp_path) if not Path(n).name.startswith(".")]) == 8 + 4 + 3 + 3
+    assert len([n for n in files(tmp_path) if not Path(n).name.startswith(".")]) == 7 + 4 + 3 + 3
     load(tmp_path / "certs/server/server.crt").verify_directly_issued_by(load(tmp_path / "certs/clients/openclaw/ca.crt"))
     load(tmp_path / "certs/clients/openclaw/client.crt").verify_directly_issued_by(load(tmp_path / "certs/server/client-ca.crt"))
     pki.Authority.load(tmp_path / "certs/ca/server-ca.crt", tmp_path / "certs/ca/server-ca.key")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,24 @@ class Peer:
     @property
     def parent(self) -> int | None:
         """The parent's pid, 0 for a container's main process, None when the process is gone."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except OSError:
+        stat = self._stat
+        return int(stat[1]) if stat else None
+
+    @property
+    def started(self) -> float | None:
+        """When it was started, in monotonic seconds, at most a hundredth too early; None when the process is gone."""
+        stat = self._stat
+        if not stat:
             return None
-        return int(stat.rpartition(")")[2].split()[1])
+        return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - int(stat[19]) / os.sysconf("SC_CLK_TCK"))
+
+    @property
+    def _stat(self) -> list[str]:
+        """What /proc tells, from the state on."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return []
 
     @property
     def command(self) -> str:

@@ -8,6 +8,7 @@ still knows the run that is waiting for it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import OrderedDict
@@ -69,6 +70,7 @@ class Runs:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._traces: OrderedDict[str, list[Run]] = OrderedDict()
         self._tools: OrderedDict[str, Tool] = OrderedDict()
+        self._last: OrderedDict[str, float] = OrderedDict()
         self._asked: OrderedDict[str, tuple[float, Alone]] = OrderedDict()
         self._called: OrderedDict[str, tuple[float, Alone]] = OrderedDict()
         self._spans: OrderedDict[str, Run | None] = OrderedDict()
@@ -153,7 +155,13 @@ class Runs:
         _bound(self._tools)
 
     def tool_ended(self, call_id: str) -> None:
-        self._tools.pop(call_id, None)
+        if (ended := self._tools.pop(call_id, None)) is not None:
+            self._last[ended.tool] = self._clock()
+            _bound(self._last)
+
+    def last_end(self, tool: str) -> float:
+        """Monotonic seconds at which a call of this tool last ended; -inf: none has."""
+        return self._last.get(tool, -math.inf)
 
     def open_tools(self) -> list[Tool]:
         """Tools that run now, the one that was called first at the head."""

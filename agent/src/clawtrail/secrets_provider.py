@@ -1,8 +1,8 @@
 """The audited secret provider: OpenClaw's `exec` provider asks here for a secret, and gets it once that is on record.
 
 The resolver in OpenClaw's image passes one line on, OpenClaw's own request (`{"protocolVersion": 1, "provider": …,
-"ids": […]}`), and prints the answer. It is heard when the kernel says that the gateway's main process started it and no
-tool that starts programs is open; anyone else is refused, recorded and flagged. No record, no secret.
+"ids": […]}`), and prints the answer. It is heard when the kernel says that the gateway, or its helper, started it, and
+while no tool that starts programs was open; anyone else is refused, recorded and flagged. No record, no secret.
 """
 
 from __future__ import annotations
@@ -63,13 +63,25 @@ class SecretsProvider:
         """Why this process gets no secret; None when it may ask."""
         if peer.pid == 0 or self._uid is not None and peer.uid != self._uid:
             return f"process {peer.pid} of uid {peer.uid}; expected the resolver, started by the gateway"
-        if self._main:
-            parent = peer.parent or 0
-            if not parent or Peer(parent, peer.uid).parent != 0 or _uid(parent) != peer.uid:
-                return f"process {peer.pid} was started by process {parent}; expected the gateway itself to start it"
+        if self._main and not self._of_the_gateway(peer):
+            return f"process {peer.pid} was started by process {peer.parent}; expected the gateway, or its helper that starts programs"
         if open_ := [t.tool for t in self._runs.open_tools() if t.tool in _STARTERS]:
             return f"the tool {open_[0]} is running; a secret is resolved only while no tool can start programs"
+        started = peer.started
+        if after := [t for t in sorted(_STARTERS) if started is None or started <= self._runs.last_end(t)]:
+            return f"process {peer.pid} was started before the tool {after[0]} ended; expected the gateway to start it"
         return None
+
+    def _of_the_gateway(self, peer: Peer) -> bool:
+        """A child of a main process, or of its child: OpenClaw starts programs itself or through a helper process."""
+        parent = peer.parent
+        for _ in range(2):
+            if not parent or _uid(parent) != peer.uid:
+                return False
+            parent = Peer(parent, peer.uid).parent
+            if parent == 0:
+                return True
+        return False
 
     def _made(self, connection: Lines) -> Hear:
         peer = Peer.of(connection.transport.get_extra_info("socket"))

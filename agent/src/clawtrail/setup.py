@@ -23,8 +23,8 @@ def step(name: str, detail: str, state: bool | str) -> str:
 def make_secrets(folder: Path) -> bool:
     """The passwords and keys below. True: something was made.
 
-    The agent's token lies there twice, because OpenClaw takes none from a file that anyone but itself can read. The
-    provider's key, which a person puts there, belongs to the forwarder alone, whoever owned it before.
+    The provider's key, which a person puts there, and the agent's token belong to the forwarder alone, whoever owned
+    them before: OpenClaw gets the token by asking for it.
     """
     wanted = {
         "grafana-password": (secrets.token_urlsafe(18), "grafana"),
@@ -32,19 +32,16 @@ def make_secrets(folder: Path) -> bool:
         "gateway-token": (secrets.token_hex(24), "openclaw"),
         "model-key": ("the-demo-model-takes-any-key", "clawtrail"),
         "nano-model-key": ("the-demo-model-takes-any-key", "clawtrail"),
-        "agent-token": (secrets.token_hex(24), "openclaw"),
+        "agent-token": (secrets.token_hex(24), "clawtrail"),
         "fingerprint-key": (secrets.token_hex(32), "clawtrail"),
     }
     made = [name for name in wanted if not (folder / name).exists()]
     for name in made:
         text, owner = wanted[name]
         write(folder / name, text.encode(), 0o400, UIDS[owner])
-    token, copy = folder / "agent-token", folder / "agent-token-proxy"
-    if not copy.exists():
-        write(copy, token.read_bytes(), 0o400, UIDS["clawtrail"])
-        made.append(copy.name)
     if os.geteuid() == 0:
-        os.chown(folder / "model-key", UIDS["clawtrail"], -1)
+        for name in ("model-key", "agent-token"):
+            os.chown(folder / name, UIDS["clawtrail"], -1)
     return bool(made)
 
 
