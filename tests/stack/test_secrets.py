@@ -74,7 +74,7 @@ def test_no_secret_of_the_corpus_is_anywhere_in_the_stack(running: Stack) -> Non
         for n, secret in enumerate(corpus.values()):
             for params in ({"a": [{"b": secret}]}, {"body": json.dumps({"x": secret})}, {secret: 1}, {"b": base64.b64encode(secret.encode()).decode()}):
                 recorder.record("tool.call", "attempt", session=session, tool={"name": "t"}, params=params, step=n)
-            recorder.record("tool.call", "attempt", session=session, params={"password": letters(20, seed=n)})
+            recorder.record("tool.call", "attempt", session=session, tool={"name": "t"}, params={"password": letters(20, seed=n)})
         assert recorder.close(30)
     running.find('{agent="nano-claw"} | session="%s"' % session, count=5 * len(corpus), within=60)
     eventually(lambda: len(running.query('{category="tool"} | session="agent:main:%s"' % session)) >= 2 * len(script), 60, "the agent's calls")

@@ -32,6 +32,8 @@ PLACES = {
     "as a key": lambda s: {s: 1},
     "in JSON in a string": lambda s: json.dumps({"a": [{"b": s}]}),
     "in JSON in JSON in a string": lambda s: json.dumps({"a": json.dumps([s])}),
+    "in JSON in a line of text": lambda s: "answered " + json.dumps({"out": f"first\n{s}\nlast"}) + " in 3 ms",
+    "in base64 in JSON in a line of text": lambda s: "answered " + json.dumps({"out": f"first\n{base64.b64encode(s.encode()).decode()}\nlast"}) + " in 3 ms",
     "after text that is no JSON": lambda s: '{"a": ' + s,
     "at the end of a long text": lambda s: "word " * 9000 + s,
 }
@@ -129,7 +131,11 @@ def test_what_stood_under_a_secret_key_is_not_redacted_again():
     assert again == once and not found.count
 
 
-@given(st.text(max_size=200) | st.lists(st.sampled_from(["token=", "Authorization: ", "Bearer ", "://u:", "@", "x" * 20, " ", "'", '"', "{", "}", "--password "])).map("".join))
+def test_what_is_no_secret_hides_none_behind_it():
+    assert redact("Authorization: {{Authorization:hunter22")[0].endswith("{{Authorization:[redacted:auth-header:" + REDACTOR.fingerprint("hunter22") + "]")
+
+
+@given(st.text(max_size=200) | st.lists(st.sampled_from(["token=", "Authorization: ", "Bearer ", "://u:", "@", "x" * 20, " ", "{{", "$", "\\n", "'", '"', "{", "}", "--password "])).map("".join))
 def test_redacting_any_text_twice_changes_nothing_more(text):
     once, _ = redact(text)
     assert redact(once)[0] == once

@@ -262,11 +262,27 @@ def _base64_says(raw: bytes) -> bool:
     return False
 
 
-def nothing_in(s: str) -> bool:
-    """Whether no expression of FORMATS and CONTEXT matches in `s`, nor in what it wraps: true is certain, false is not.
+# JSON within other text: the last letter of an escape hides that the token after it begins there.
+_ESCAPE = re.compile(r"(\\(?:[nrtbf]|u[0-9a-fA-F]{4}))(?=[\w/+-])")
+_SPLIT = re.compile(r"(\\(?:[nrtbf]|u[0-9a-fA-F]{4}))\x1f")
 
-    Each test below is for something that every match of its expression contains.
-    """
+
+def apart(s: str) -> str:
+    """The text with a separator behind each escape that a word follows, so that the word begins there; `together` undoes it."""
+    return _ESCAPE.sub("\\1\x1f", s) if "\\" in s else s
+
+
+def together(s: str) -> str:
+    return _SPLIT.sub(r"\1", s)
+
+
+def nothing_in(s: str) -> bool:
+    """Whether no expression of FORMATS and CONTEXT matches in `s`, nor in what it wraps: true is certain, false is not."""
+    return _nothing(s) and ("\\" not in s or (split := apart(s)) == s or _nothing(split))
+
+
+def _nothing(s: str) -> bool:
+    # Each test is for something that every match of its expression contains.
     dash = "-" in s
     if len(s) >= _SHORTEST:
         if dash and (_DASH.search(s) or _PEM in s) or "_" in s and _SCORE.search(s) or "." in s and _DOT.search(s):

@@ -22,7 +22,7 @@ from typing import Any, Callable
 from urllib.parse import quote, unquote
 
 from .event import DEPTH_MAX, INT_MAX, LEAF_MAX, SCAN_MAX, UNSURE, cut, dumps, text
-from .patterns import BASE64, CONTEXT, ENCODED_WORD, FORMATS, decoded, has_run, is_random, nothing_in
+from .patterns import BASE64, CONTEXT, ENCODED_WORD, FORMATS, apart, decoded, has_run, is_random, nothing_in, together
 
 _REMEMBERED = 4096  #: short strings and keys that a redactor remembers as harmless, before it starts anew
 _SHORT = 256  #: characters of one that is worth remembering
@@ -333,7 +333,12 @@ class Redactor:
                 s = s.replace(form, self._mark(name, secret, found))
         if s[0] in "{[" and s[-1] in "}]":
             s = self._inside_json(s, found)
-        return s if nothing_in(s) and not (self._known and ("%" in s or has_run(s))) else self._unwrapped(self._expressions(s, found), found)
+        if nothing_in(s) and not (self._known and ("%" in s or has_run(s))):
+            return s
+        s = self._unwrapped(self._expressions(s, found), found)
+        if (split := apart(s)) != s:
+            s = together(self._unwrapped(self._expressions(split, found), found))
+        return s
 
     def _unwrapped(self, s: str, found: Found, depth: int = 0) -> str:
         """The text without what base64 and percent encoding hide: what a run says is judged, and the whole run replaced."""
@@ -366,8 +371,20 @@ class Redactor:
                 s = pattern.sub(self._whole(kind, found), s)
         for kind, hints, pattern in CONTEXT:
             if any(h in low for h in hints):
-                s = pattern.sub(self._group(kind, found), s)
+                s = self._groups(kind, pattern, s, found)
         return s
+
+    def _groups(self, kind: str, pattern: re.Pattern[str], s: str, found: Found) -> str:
+        """The text without what the expression's group `secret` holds; in one that is none there may stand another."""
+        out, kept, at = [], 0, 0
+        while m := pattern.search(s, at):
+            start, at = m.span("secret")
+            if _is_no_secret(kind, m):
+                at = start
+                continue
+            out += [s[kept:start], self._mark(kind, m["secret"], found)]
+            kept = at
+        return "".join([*out, s[kept:]]) if out else s
 
     def _inside_json(self, s: str, found: Found) -> str:
         inside = Found()
@@ -382,26 +399,22 @@ class Redactor:
     def _whole(self, kind: str, found: Found) -> Callable[[re.Match[str]], str]:
         return lambda m: self._mark(kind, m[0], found)
 
-    def _group(self, kind: str, found: Found) -> Callable[[re.Match[str]], str]:
-        def replace(m: re.Match[str]) -> str:
-            secret = m["secret"]
-            if m.string.endswith("[redacted:", 0, m.start()) and _REST.match(secret):
-                return m[0]  # the class of what was taken out before
-            if "[redacted:" in secret or secret.startswith(("$", "%", "{{")) or _CODE.match(secret):
-                return m[0]
-            if kind == "entropy" and not is_random(secret):
-                return m[0]
-            if kind == "assignment" and _is_harmless_key(m[0][: m.start("secret") - m.start()]):
-                return m[0]
-            start, end = m.span("secret")
-            return m[0][: start - m.start()] + self._mark(kind, secret, found) + m[0][end - m.start() :]
-
-        return replace
-
     def _mark(self, kind: str, secret: str, found: Found) -> str:
         fp = self.fingerprint(secret)
         found.add(kind, fp)
         return f"[redacted:{kind}:{fp}]"
+
+
+def _is_no_secret(kind: str, m: re.Match[str]) -> bool:
+    secret = m["secret"]
+    return (
+        m.string.endswith("[redacted:", 0, m.start()) and _REST.match(secret) is not None  # the class of what was taken out before
+        or "[redacted:" in secret
+        or secret.startswith(("$", "%", "{{"))
+        or _CODE.match(secret) is not None
+        or kind == "entropy" and not is_random(secret)
+        or kind == "assignment" and _is_harmless_key(m[0][: m.start("secret") - m.start()])
+    )
 
 
 def _is_secret_key(key: str) -> bool:
