@@ -131,6 +131,14 @@ def test_what_stood_under_a_secret_key_is_not_redacted_again():
     assert again == once and not found.count
 
 
+@pytest.mark.parametrize("kind", ["rubygems", "github", "npm", "digitalocean", "postman"])
+@pytest.mark.parametrize("after", [" | next", "\n", "\u2026", "... and so on", ""])
+def test_a_token_that_somebody_cut_goes_out_too(kind, after):
+    short = SECRETS[kind][:-6]
+    out, found = redact(f"it said {short}{after}")
+    assert out == f"it said [redacted:cut:{REDACTOR.fingerprint(short)}]{after}" and found.classes == ["cut"]
+
+
 def test_what_is_no_secret_hides_none_behind_it():
     assert redact("Authorization: {{Authorization:hunter22")[0].endswith("{{Authorization:[redacted:auth-header:" + REDACTOR.fingerprint("hunter22") + "]")
 

@@ -68,7 +68,7 @@ FORMATS: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
         r"glsa_[A-Za-z0-9]{32}_[0-9a-fA-F]{8}|glc_[A-Za-z0-9+/=]{32,400}|eyJrIjoi[A-Za-z0-9]{24}[A-Za-z0-9+/]{36,300}={0,2}")),
     ("vault", ("hvs.", "hvb.", "hvr."), _token(r"hv[sbr]\.[\w-]{24,200}")),
     ("terraform", (".atlasv1.",), _token(r"[A-Za-z0-9]{14}\.atlasv1\.[\w=-]{60,120}")),
-    ("digitalocean", ("_v1_",), _token(r"do[opr]_v1_[0-9a-f]{64}")),
+    ("digitalocean", ("doo_v1_", "dop_v1_", "dor_v1_"), _token(r"do[opr]_v1_[0-9a-f]{64}")),
     ("databricks", ("dapi",), _token(r"dapi[0-9a-f]{32}(?:-\d)?(?![0-9a-f])")),
     ("shopify", ("shpat_", "shpca_", "shppa_", "shpss_"), _token(r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}")),
     ("onepass", ("ops_eyJ",), _token(r"ops_eyJ[A-Za-z0-9+/=_-]{100,2000}")),
@@ -95,7 +95,7 @@ _WORD = (
     r"(?:password|passwd|passphrase|secret|token|(?:api|access|secret|private|account|auth|encryption|signing|master|sharedaccess)[_-]?key"
     r"|credentials?|pwd)"
 )
-#: Tokens that were cut: their beginning, and no more than the text has. A digit and a letter tell them from a word.
+#: Tokens that were cut, with a sign of it or without: their beginning, and no more than the text has. A digit and a letter tell them from a word.
 _CUT = "|".join(
     sorted({re.escape(hint) for _, hints, _ in FORMATS for hint in hints if (len(hint) >= 4 or hint in ("hf_", "SG.")) and hint[-1] in "-_." and hint[0] not in "-_./"} - {"key\\-", "pul\\-", "secret_"})
 )
@@ -123,7 +123,8 @@ CONTEXT: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = (
     ("argument", ("mysql", "mariadb", "mongo"), re.compile(r"\b(?:mysql|mysqldump|mariadb|mongo)\b[^\n]{0,120}?\s-p['\"]?(?P<secret>[^\s'\"-][^\s'\"]{3,256})")),
     ("argument", ("redis-cli",), re.compile(r"\bredis-cli\b[^\n]{0,120}?\s-a\s{0,4}['\"]?(?P<secret>[^\s'\"-][^\s'\"]{3,256})")),
     ("cut", tuple(sorted({hint.lower() for _, hints, _ in FORMATS for hint in hints})), re.compile(
-        _G + r"(?P<secret>(?:" + _CUT + r")(?=[\w-]{0,24}\d)(?=[\w-]{0,24}[A-Za-z])[\w-]{10,120}(?:\.[\w-]{1,120})?)(?=\Z|\u2026|\.\.\.|\[\+\d)")),
+        _G + r"(?P<secret>(?:" + _CUT + r")(?=[\w-]{0,24}\d)(?=[\w-]{0,24}[A-Za-z])"
+        r"(?:[\w-]{10,120}(?:\.[\w-]{1,120})?(?=\Z|\u2026|\.\.\.|\[\+\d)|[A-Za-z0-9]{20,120}[\w-]{0,120}))")),
 )  # fmt: skip
 
 _SHORTEST = 15  #: characters of the shortest match of any of FORMATS
