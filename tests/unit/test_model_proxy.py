@@ -17,7 +17,7 @@ from aiohttp import web
 
 from clawtrail import runs as runs_module
 from clawtrail.gatekeeper import Gatekeeper
-from clawtrail.proxy import Config, Proxy, Upstream, exchange, late
+from clawtrail.proxy import Config, Proxy, Upstream, exchange, inbound, late
 from clawtrail.proxy.apis import KEY_HEADERS
 from clawtrail.runs import Runs
 from model_apis import APIS, ARGUMENTS, TEXT
@@ -462,7 +462,7 @@ BAD = {
     "no object": (b"[]", {}, "list at its top", 400),
     "deep": (b'{"a":' + b"[" * 100_000, {}, "nested too deep", 400),
     "too many values": (b"[" + b"[]," * 600_000 + b"0]", {}, "1000000 values", 413),
-    "too large": (b" " * (exchange.BODY_MAX + 1), {}, f"at most {exchange.BODY_MAX}", 413),
+    "too large": (b" " * (inbound.BODY_MAX + 1), {}, f"at most {inbound.BODY_MAX}", 413),
 }
 
 
@@ -535,7 +535,7 @@ def test_a_request_of_ten_megabytes_passes(stage, receiver):
 
 
 def test_bodies_in_flight_are_bounded(stage, monkeypatch, receiver):
-    monkeypatch.setattr(exchange, "BODIES", 1000)
+    monkeypatch.setattr(inbound, "BODIES", 1000)
 
     async def scenario(s):
         go = asyncio.Event()

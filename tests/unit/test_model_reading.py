@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawtrail.event import SCAN_MAX
-from clawtrail.proxy import apis, exchange, reading
+from clawtrail.proxy import apis, inbound, outbound, reading
 from clawtrail.proxy.reading import Events, StreamError, data_of
 from model_apis import APIS, ARGUMENTS, SYSTEM, TEXT
 
@@ -88,10 +88,10 @@ def test_geminis_stream_without_events_is_one_list():
 
 @by_name
 def test_a_request_is_read(spoken):
-    asked = exchange._asked(apis.api_of(spoken.path), json.dumps(spoken.request).encode(), "/model" + spoken.path)
+    asked = inbound.asked(apis.api_of(spoken.path), json.dumps(spoken.request).encode(), "/model" + spoken.path)
     assert (asked.model, asked.stream, asked.system, asked.tools, asked.offers) == ("model-a", True, SYSTEM, ["read"], True)
     assert asked.params["temperature"] == 0.2 and asked.params["max_tokens"] == 8192 and len(asked.tools_sha256) == 64
-    plain = exchange._asked(apis.api_of(spoken.path), json.dumps(spoken.without_tools()).encode(), spoken.path)
+    plain = inbound.asked(apis.api_of(spoken.path), json.dumps(spoken.without_tools()).encode(), spoken.path)
     assert not plain.offers and plain.tools == [] and plain.tools_sha256 is None
 
 
@@ -106,7 +106,7 @@ OFFERS = [
 @pytest.mark.parametrize("name, value", OFFERS, ids=str)
 def test_tools_are_seen_in_whatever_way_they_are_offered(spoken, name, value):
     body = json.dumps({**spoken.without_tools(), name: value}).encode()
-    assert exchange._asked(apis.api_of(spoken.path), body, spoken.path).offers
+    assert inbound.asked(apis.api_of(spoken.path), body, spoken.path).offers
 
 
 HIDING = [
@@ -120,7 +120,7 @@ HIDING = [
 @pytest.mark.parametrize("body", HIDING, ids=range(len(HIDING)))
 def test_what_two_readers_may_read_in_two_ways_is_not_read_at_all(spoken, body):
     with pytest.raises((ValueError, RecursionError)):
-        exchange._asked(apis.api_of(spoken.path), body, spoken.path)
+        inbound.asked(apis.api_of(spoken.path), body, spoken.path)
 
 
 ANYTHING = st.recursive(
@@ -171,9 +171,9 @@ def test_what_is_kept_of_an_answer_is_bounded():
 
 
 def test_a_compressed_piece_that_would_fill_the_memory_is_not_unpacked():
-    inflate = exchange._Inflate("gzip")
+    inflate = outbound.Inflate("gzip")
     with pytest.raises(StreamError):
-        inflate(gzip.compress(bytes(exchange.WHOLE_MAX + 1)))
+        inflate(gzip.compress(bytes(outbound.WHOLE_MAX + 1)))
 
 
 PATHS = {

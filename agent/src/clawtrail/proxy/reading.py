@@ -13,12 +13,11 @@ from typing import Any, Iterable, Iterator
 
 from ..event import SCAN_MAX
 
+BULKY = 512 << 10  #: bytes of a body that is read beside the event loop
 EVENT_MAX = 8 << 20  #: bytes of one event of a stream
 CALLS_MAX = 256  #: tool calls that one answer is read for; the rest is only counted
 ARGUMENTS_MAX = 256 * 1024  #: characters that are kept of one call's arguments
 _END = re.compile(rb"\n\r?\n|\r\r")
-
-
 _STOPS = frozenset({"end", "tool", "length", "filter", "refusal", "cancel", "error"})
 
 

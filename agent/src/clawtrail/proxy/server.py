@@ -20,8 +20,10 @@ from ..gatekeeper import Gatekeeper
 from ..recorder import Receipt, Recorder
 from ..runs import Runs
 from . import apis
-from .exchange import EXCHANGES, Exchange, Unrecorded
+from .exchange import Exchange
+from .inbound import EXCHANGES
 from .late import LateDecisions
+from .refusal import Unrecorded
 
 log = logging.getLogger("clawtrail.proxy")
 
