@@ -34,7 +34,7 @@ clean() {
 # What `setup` has made in CERTS_DIR and SECRETS_DIR, by name.
 generated() {
   local path
-  for path in "$CERTS_DIR"/{ca,server,clients,crl} "$SECRETS_DIR"/{grafana-password,grafana-secret-key,gateway-token,agent-token,model-key,nano-model-key,fingerprint-key}; do
+  for path in "$CERTS_DIR"/{ca,server,clients,crl} "$SECRETS_DIR"/{grafana-password,grafana-secret-key,gateway-token,agent-token,nano-agent-token,nano-agent-token-proxy,model-key,nano-model-key,fingerprint-key}; do
     [ ! -e "$path" ] || echo "'$path'"
   done
 }
@@ -49,7 +49,7 @@ delete_generated() {
     run+=(-v "$(realpath "$CERTS_DIR"):/certs" -v "$(realpath "$SECRETS_DIR"):/secrets" "$image")
   else run=(as_root sh) certs=$CERTS_DIR secrets=$SECRETS_DIR; fi
   # shellcheck disable=SC2016
-  "${run[@]}" -c 'cd "$1" && rm -rf ca server clients crl; cd "$2" && rm -f grafana-password grafana-secret-key gateway-token agent-token model-key nano-model-key fingerprint-key' sh "$certs" "$secrets"
+  "${run[@]}" -c 'cd "$1" && rm -rf ca server clients crl; cd "$2" && rm -f grafana-password grafana-secret-key gateway-token agent-token nano-agent-token nano-agent-token-proxy model-key nano-model-key fingerprint-key' sh "$certs" "$secrets"
 }
 
 # One that another project still uses is kept.

@@ -52,7 +52,11 @@ def test_the_store_has_no_way_out_and_the_agent_no_way_in() -> None:
     assert SERVICES["openclaw"]["networks"] == ["agents"]
     assert COMPOSE["networks"]["agents"] == {"internal": "${AGENTS_INTERNAL:-true}"}
     assert {name for name, s in SERVICES.items() if "agents" in (s.get("networks") or [])} == {"openclaw", "forwarder"}
-    assert {name for name, s in SERVICES.items() if "model-key" in (s.get("secrets") or [])} == {"forwarder"}
+    assert SERVICES["nano"]["networks"] == ["nano"] and COMPOSE["networks"]["nano"] == COMPOSE["networks"]["agents"]
+    assert {name for name, s in SERVICES.items() if "nano" in (s.get("networks") or [])} == {"nano", "nano-forwarder"}
+    assert SERVICES["openclaw"]["secrets"] == ["gateway-token"] and SERVICES["nano"]["secrets"] == ["nano-agent-token"]
+    for key, readers in {"model-key": {"forwarder"}, "nano-model-key": {"nano-forwarder"}, "fingerprint-key": {"forwarder", "nano-forwarder"}}.items():
+        assert {name for name, s in SERVICES.items() if key in (s.get("secrets") or [])} == readers
     assert {name for name, s in SERVICES.items() if "store" in (s.get("networks") or [])} == {"syslog-ng", "loki", "grafana", "operator"}
 
 

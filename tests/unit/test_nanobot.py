@@ -76,7 +76,8 @@ def test_a_run_is_on_record_from_the_message_to_the_answer(config, recorded, mon
     ]  # fmt: skip
     said, start, request, decision, call, outcome, request2, decision2, answer, end = events
     assert {e["session"] for e in events} == {"s-1"} and len({e["run"] for e in events}) == 1
-    assert all(e["trace"] == {"id": TRACE[3:35], "parent": TRACE[36:52]} for e in events)
+    assert all({**e["trace"], "span": 0} == {"id": TRACE[3:35], "parent": TRACE[36:52], "span": 0} for e in events)
+    assert request["trace"]["span"] == decision["trace"]["span"] != request2["trace"]["span"] and "span" not in call["trace"], "one span a model call"
     assert [e["caused_by"] for e in events[1:]] == [
         said["id"], start["id"], request["id"], decision["id"], call["id"], start["id"], request2["id"], decision2["id"], start["id"]
     ]  # fmt: skip

@@ -158,7 +158,7 @@ def test_every_key_and_secret_belongs_to_the_user_that_reads_it(tmp_path):
         "certs/ca/server-ca.key": 0, "certs/ca/client-ca.key": 0, "certs/server/server.key": 5140,
         "certs/clients/openclaw/client.key": 6514, "certs/clients/operator/client.key": 6514, "certs/clients/mine/client.key": 1234,
         "secrets/grafana-password": 472, "secrets/grafana-secret-key": 472, "secrets/gateway-token": 1000, "secrets/model-key": 6514, "secrets/nano-model-key": 6514,
-        "secrets/fingerprint-key": 6514, "secrets/agent-token": 6514,
+        "secrets/fingerprint-key": 6514, "secrets/agent-token": 6514, "secrets/nano-agent-token": 6515, "secrets/nano-agent-token-proxy": 6514,
     }  # fmt: skip
 
 
@@ -212,7 +212,7 @@ setup.make_certificates(Path(sys.argv[1]) / "certs", ["localhost"], ["openclaw"]
 """
 
 
-@pytest.mark.parametrize("calls", range(4, 72, 7))
+@pytest.mark.parametrize("calls", range(4, 84, 7))
 def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(calls, tmp_path):
     """Dies in the system call of this number; the next run finds what is there, keeps what is whole, makes the rest."""
     assert subprocess.run([sys.executable, "-c", KILLED, tmp_path, str(calls)], timeout=30).returncode in (0, 9)
@@ -220,7 +220,7 @@ def test_a_run_that_is_killed_anywhere_is_completed_by_the_next(calls, tmp_path)
     assert all(whole.values()), "a file is there and empty"
     setup.make_secrets(tmp_path / "secrets")
     make(tmp_path / "certs", ["localhost"], ["openclaw"])
-    assert len([n for n in files(tmp_path) if not Path(n).name.startswith(".")]) == 7 + 4 + 3 + 3
+    assert len([n for n in files(tmp_path) if not Path(n).name.startswith(".")]) == 7 + 4 + 3 + 5
     load(tmp_path / "certs/server/server.crt").verify_directly_issued_by(load(tmp_path / "certs/clients/openclaw/ca.crt"))
     load(tmp_path / "certs/clients/openclaw/client.crt").verify_directly_issued_by(load(tmp_path / "certs/server/client-ca.crt"))
     pki.Authority.load(tmp_path / "certs/ca/server-ca.crt", tmp_path / "certs/ca/server-ca.key")

@@ -17,6 +17,7 @@ from typing import Any, Callable, Sequence
 from . import __version__
 from .errors import ClawtrailError, ConfigurationError, StoreError
 from .recorder import DURABILITIES, POLICIES, Recorder
+from .settings import duration as seconds
 from .settings import size
 from .store import Entry, Loki, as_json, duration
 from .transport import TLSFiles
@@ -142,7 +143,6 @@ def _health(o: argparse.Namespace) -> int:
 
 def _break_glass(o: argparse.Namespace) -> int:
     from .forwarder import ask
-    from .settings import duration as seconds
 
     if o.close == bool(o.time):
         raise ConfigurationError("break-glass: expected either --for TIME with --reason TEXT, or --close")
@@ -258,7 +258,14 @@ def _nanobot(o: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     from .adapters import nanobot
+    from .adapters.relay import Relay
 
+    if o.socket:
+        relay = Relay(o.socket, o.agent, seconds("--gate-deadline", o.gate_deadline))
+        for given in o.secret:
+            _resolve(relay, given)
+        nanobot.main(relay, o.arguments)
+        return 0
     try:
         running = version("nanobot-ai")
     except PackageNotFoundError:
@@ -310,12 +317,13 @@ def _schema(o: argparse.Namespace) -> int:
     return _fail(f"{wrong} of {found} events are not of the schema", 1) if wrong else 0
 
 
-def _resolve(recorder: Recorder, given: str) -> None:
+def _resolve(recorder: Any, given: str) -> None:
     """A secret from a file into our environment. Not on record: not read."""
     name, equals, path = given.partition("=")
     if not (name and equals and path):
         raise ConfigurationError(f"--secret {given.partition('=')[0]!r}; expected NAME=FILE")
-    with recorder.action(name, kind="credential.access", credential={"provider": "file", "use": "resolve"}, target={"type": "file", "id": path}):
+    with recorder.resolving(name, path) if hasattr(recorder, "resolving") else recorder.action(
+        name, kind="credential.access", credential={"provider": "file", "use": "resolve"}, target={"type": "file", "id": path}):  # fmt: skip
         os.environ[name] = Path(path).read_text().strip()
 
 
@@ -456,6 +464,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("nanobot", _nanobot, "run nanobot with every run, decision and tool call on record")
     sender(sub, "nano-claw", "write")
     gated(sub)
+    sub.add_argument("--socket", default=environment("CLAWTRAIL_SOCKET", ""), metavar="PATH",
+                     help="of a `clawtrail forwarder` that records for this nanobot; certificate, spool, gates and rules are its own")  # fmt: skip
     sub.add_argument("--secret", action="append", default=[], metavar="NAME=FILE",
                      help="nanobot's environment variable NAME is what FILE holds; on record; may be repeated")  # fmt: skip
     sub.add_argument("arguments", nargs=argparse.REMAINDER, help='nanobot\'s own: agent -m "…", agent --classic, gateway, serve')

@@ -4,7 +4,8 @@ Protocol: JSON lines. `{"n": 7, "rid": "…", "hook": "…", "at": "…", "event
 `{"ack": 7}` when its events are in the spool, as durably as the recorder is told to, or by `{"ack": 7, "ok": false,
 "error": "…", "retry": false}` when it was not accepted. With `"gate": true` an action waits for the answer: it comes when
 the events have reached the level of their gate, or as a refusal, in words for the person who uses the agent, at the
-gate's deadline. Answers come as each is ready, in any order. `{"n": 8, "ping": true}` is answered and not recorded.
+gate's deadline. Answers come as each is ready, in any order. `{"n": 8, "ping": true}` is answered and not recorded. Instead of
+a hook, a record may be an event in the making (`adapters.relay`) or one of Claude Code's hooks (`adapters.claude`).
 
 Who is heard is decided in `peers`. An operator's process is answered `{"n": 9, "status": true}` with the counters, and
 may open and close the gates: `{"n": 1, "open": {"seconds": 900, "reason": "…", "by": "…"}}`, `{"n": 2, "close": {"by": "…"}}`.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Mapping
 from . import slices
 from .adapters.claude import ClaudeCode
 from .adapters.openclaw import OpenClaw, Recorded
+from .adapters.relay import Relayed
 from .errors import ClawtrailError, Denied, EventError, QueueFull, SpoolError
 from .event import KINDS
 from .gatekeeper import Gatekeeper
@@ -95,6 +97,7 @@ class Forwarder:
         self._admission = Admission(gateway_uid, main_process)
         self._claude = ClaudeCode(recorder, rules, self.watch, kept) if kept else None
         self._openclaw = OpenClaw(recorder, self.runs, self.watch, rules)
+        self._relayed = Relayed(recorder, self.runs, rules, self.watch)
         self._seen: OrderedDict[str, Receipt | None] = OrderedDict()
         self._accepted: list[tuple[Lines, Any, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
         self._held: set[asyncio.Task[None]] = set()
@@ -201,6 +204,8 @@ class Forwarder:
             record = _object(raw)
             n, gate = record.get("n"), record.get("gate") is True
             if record.get("ping"):
+                if record.get("beat"):
+                    self.runs.beat()
                 return _ack(n)
             rid = record.get("rid")
             if isinstance(rid, str) and rid in self._seen:
@@ -245,6 +250,8 @@ class Forwarder:
         self._last_heard = time.monotonic()
         if self._claude is not None and "claude" in record:
             return self._claude.take(record)
+        if "fields" in record:
+            return self._relayed.take(record)
         return self._openclaw.take(record) if "hook" in record else self._direct(record)
 
     def _direct(self, record: dict[str, Any]) -> list[Recorded]:

@@ -95,16 +95,21 @@ def _record(told: dict[str, Any], at: float) -> bytes:
     parts = os.environ.get("TRACEPARENT", "").strip().lower().split("-")
     if len(parts) >= 4 and len(parts[1]) == 32 and len(parts[2]) == 16:
         record["trace"] = {"id": parts[1], "parent": parts[2]}
-    raw = json.dumps(record).encode()
-    for limit in _CUTS:
-        if len(raw) <= RECORD_MAX:
-            return raw + b"\n"
-        raw = json.dumps({**record, "claude": _cut(told, limit)}).encode()
-    if len(raw) <= RECORD_MAX:
-        return raw + b"\n"
+    if raw := shortened(record, "claude"):
+        return raw
     small = {k: v for k, v in told.items() if isinstance(v, str)}
     size = {"size": len(json.dumps(told))}
     return json.dumps({**record, "claude": {**_cut(small, 1024), "tool_input": size, "tool_response": size}}).encode() + b"\n"
+
+
+def shortened(record: dict[str, Any], member: str) -> bytes | None:
+    """The record as a line of at most RECORD_MAX bytes, with the strings of one member cut when that is needed; None when it is not enough."""
+    raw = json.dumps(record, default=str).encode()
+    for limit in _CUTS:
+        if len(raw) <= RECORD_MAX:
+            break
+        raw = json.dumps({**record, member: _cut(record[member], limit)}, default=str).encode()
+    return raw + b"\n" if len(raw) <= RECORD_MAX else None
 
 
 def _cut(value: Any, limit: int) -> Any:

@@ -10,7 +10,7 @@ from .errors import ConfigurationError
 from .pki import Authority, names_of, pem, same_name, write
 
 #: uid of the user that reads a file; each service of the compose file runs under its own.
-UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "grafana": 472}
+UIDS = {"root": 0, "openclaw": 1000, "syslog-ng": 5140, "clawtrail": 6514, "nano": 6515, "grafana": 472}
 OWN_CLIENTS = ("openclaw", "operator", "nano-claw")  #: of services of the stack, read by the clawtrail image's user
 
 
@@ -23,8 +23,8 @@ def step(name: str, detail: str, state: bool | str) -> str:
 def make_secrets(folder: Path) -> bool:
     """The passwords and keys below. True: something was made.
 
-    The provider's key, which a person puts there, and the agent's token belong to the forwarder alone, whoever owned
-    them before: OpenClaw gets the token by asking for it.
+    A provider's key, which a person puts there, and OpenClaw's token belong to the forwarder alone, whoever owned them
+    before: OpenClaw gets the token by asking for it. nano's lies there twice, for nano and for its forwarder.
     """
     wanted = {
         "grafana-password": (secrets.token_urlsafe(18), "grafana"),
@@ -33,14 +33,19 @@ def make_secrets(folder: Path) -> bool:
         "model-key": ("the-demo-model-takes-any-key", "clawtrail"),
         "nano-model-key": ("the-demo-model-takes-any-key", "clawtrail"),
         "agent-token": (secrets.token_hex(24), "clawtrail"),
+        "nano-agent-token": (secrets.token_hex(24), "nano"),
         "fingerprint-key": (secrets.token_hex(32), "clawtrail"),
     }
     made = [name for name in wanted if not (folder / name).exists()]
     for name in made:
         text, owner = wanted[name]
         write(folder / name, text.encode(), 0o400, UIDS[owner])
+    copy = folder / "nano-agent-token-proxy"
+    if not copy.exists():
+        write(copy, (folder / "nano-agent-token").read_bytes(), 0o400, UIDS["clawtrail"])
+        made.append(copy.name)
     if os.geteuid() == 0:
-        for name in ("model-key", "agent-token"):
+        for name in ("model-key", "nano-model-key", "agent-token"):
             os.chown(folder / name, UIDS["clawtrail"], -1)
     return bool(made)
 

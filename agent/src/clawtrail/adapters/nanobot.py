@@ -5,6 +5,9 @@ In a program, for the runs that are given it, or for every run of the process, s
     result = await bot.run("…", session_key="s-1", hooks=[Audit(recorder)])
     install(Audit(recorder))
 
+The recorder may be in another process, a `clawtrail forwarder`: then `Audit(Relay(socket, agent))`, and the model is asked
+through its proxy.
+
 For the command line and the gateway: `clawtrail nanobot agent -m "…"`, `clawtrail nanobot gateway`.
 
 No record, no action: nanobot swallows what a hook raises, unless the hook says `reraise`, as this one does. Then what
@@ -17,6 +20,7 @@ import asyncio
 import contextvars
 import dataclasses
 import functools
+import importlib
 import inspect
 import logging
 import sys
@@ -31,6 +35,7 @@ from ..recorder import Recorder
 from ..rules import Rules
 from ..watch import Watch
 from . import hooks
+from .relay import Relay
 from .scribe import Scribe, trace
 
 if TYPE_CHECKING:
@@ -64,6 +69,8 @@ class _Run:
     chat: str = ""
     model: dict[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    trace: dict[str, str] = field(default_factory=dict)
+    span: str = ""  # of the model call that goes on
     began: int = field(default_factory=time.perf_counter_ns)
     start: str | None = None  # the event of that name
     spawn: str | None = None
@@ -78,6 +85,7 @@ class _Run:
 
 
 _current: contextvars.ContextVar[_Run | None] = contextvars.ContextVar("clawtrail_nanobot_run", default=None)
+_traceparent: contextvars.ContextVar[str] = contextvars.ContextVar("clawtrail_nanobot_traceparent", default="")
 _spec: contextvars.ContextVar[Any] = contextvars.ContextVar("clawtrail_nanobot_spec", default=None)
 
 
@@ -85,15 +93,16 @@ class Audit(AgentHook):
     """The hook. One instance serves any number of runs, also at the same time, of one event loop.
 
     Args:
-        recorder: where events go; its policy decides how long a tool waits for room.
+        recorder: where events go; its policy decides how long a tool waits for room. A `Relay` has rules and watch on its
+            other side, and every request to the model says in `traceparent` which model call it is.
         rules: what flags a tool call, or refuses it: then the run ends; None: nothing does.
         watch: the state of sessions; its own unless given.
     """
 
-    def __init__(self, recorder: Recorder, rules: Rules | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, recorder: Recorder | Relay, rules: Rules | None = None, watch: Watch | None = None) -> None:
         super().__init__(reraise=True)
         self.runs = 0
-        self._scribe = Scribe(recorder, rules, watch)
+        self._scribe: Scribe | Relay = recorder if isinstance(recorder, Relay) else Scribe(recorder, rules, watch)
         self._trace = trace()
 
     # -- runs ----------------------------------------------------------------------------------------------------
@@ -103,6 +112,7 @@ class Audit(AgentHook):
         parent = _current.get()
         run = _Run(parent=None if parent is None or parent.ended else parent)
         _current.set(run)  # first of all: what fails from here on must not end the parent's run
+        run.trace = run.parent.trace if run.parent else self._trace or {"id": uuid.uuid4().hex}
         self.runs += 1
         run.session = getattr(spec, "session_key", None) or getattr(asked, "session_key", None)
         run.channel, run.chat = str(getattr(asked, "channel", None) or "cli"), str(getattr(asked, "chat_id", None) or "")
@@ -110,14 +120,14 @@ class Audit(AgentHook):
         message = _last_user(context.messages)
         started = dict(run.model)
         if prompt := _system(context.messages):
-            started["system"] = self._scribe.content(prompt)["sha256"]
+            started["system"] = self._scribe.digest(prompt)
         definitions = spec.tools.get_definitions() if hasattr(getattr(spec, "tools", None), "get_definitions") else None
         if definitions:
-            started |= {"tools": self._scribe.content(ev.dumps(ev.clean(definitions)))["sha256"], "tools_n": len(definitions)}
+            started |= {"tools": self._scribe.digest(ev.dumps(ev.clean(definitions))), "tools_n": len(definitions)}
         trigger: dict[str, Any] = {"type": _NOBODY.get(run.channel, "user"), "ref": getattr(asked, "message_id", None)}
         cause = None
         if run.parent is not None:
-            peer = {"agent": self._scribe.recorder.agent, "session": run.session, "run": run.id, "role": "child", "proof": "host"}
+            peer = {"agent": self._scribe.agent, "session": run.session, "run": run.id, "role": "child", "proof": "host"}
             spawn = {"peer": peer, "caused_by": run.parent.decided or run.parent.start, "content": self._content(message)}
             cause = run.spawn = await self._tell("subagent.start", "attempt", run.parent, spawn)
             trigger = {"type": "agent", "ref": run.parent.id}
@@ -126,7 +136,7 @@ class Audit(AgentHook):
             cause = await self._tell("message.in", "success", run, {"actor": hooks.some(actor), "content": self._content(message)})
         run.start = await self._tell("run.start", "attempt", run, {
             "caused_by": cause, "trigger": hooks.some(trigger), "model": hooks.some(started),
-            "content": hooks.without_excerpt(self._content(message) or {}) or None,
+            "content": self._scribe.content(message, excerpt=False) if message else None,
         })  # fmt: skip
 
     async def after_run(self, context: Any) -> None:
@@ -156,14 +166,14 @@ class Audit(AgentHook):
             self._tell_late("tool.result", "unknown", run, lost)
         if run.request is not None:
             self._tell_late("model.decision", outcome if error else "unknown", run, {
-                "caused_by": run.request, "model": {**run.model, "via": "hook"}, "decision": {"stop": "cancel" if cancelled else "error"},
+                "caused_by": run.request, "model": {**run.model, "via": "hook"}, "trace": self._span(run), "decision": {"stop": "cancel" if cancelled else "error"},
                 "duration_us": _since(run.asked), "error": error})  # fmt: skip
         usage = _usage(context.usage) | {"steps": run.step, "tools": run.tools}
         self._tell_late("run.end", outcome, run, {
             "caused_by": run.start, "usage": hooks.some(usage), "duration_us": _since(run.began), "error": error,
             "decision": {"stop": "cancel" if cancelled else "error" if error else "end"}})  # fmt: skip
         if run.parent is not None and run.spawn:
-            peer = {"agent": self._scribe.recorder.agent, "session": run.session, "run": run.id, "role": "child", "proof": "host"}
+            peer = {"agent": self._scribe.agent, "session": run.session, "run": run.id, "role": "child", "proof": "host"}
             self._tell_late("subagent.end", outcome, run.parent, {"caused_by": run.spawn, "peer": peer, "error": error, "duration_us": _since(run.began)})
 
     # -- the model -----------------------------------------------------------------------------------------------
@@ -172,7 +182,11 @@ class Audit(AgentHook):
         run = self._run(context)
         run.step += 1
         run.told.clear()
-        fields = {"caused_by": run.start, "model": {**run.model, "via": "hook"}, "content": {"segments": len(context.messages)}}
+        run.span = uuid.uuid4().hex[:16]
+        if isinstance(self._scribe, Relay):
+            _traceparent.set(f"00-{run.trace['id']}-{run.span}-01")
+            _tell_the_model()
+        fields = {"caused_by": run.start, "model": {**run.model, "via": "hook"}, "content": {"segments": len(context.messages)}, "trace": self._span(run)}
         run.request, run.asked = await self._tell("model.request", "attempt", run, fields), time.perf_counter_ns()
 
     async def before_execute_tools(self, context: Any) -> None:
@@ -203,7 +217,7 @@ class Audit(AgentHook):
             kind = getattr(response, "error_type", None) or getattr(response, "error_kind", None) or "model"
             error = hooks.some({"type": ev.written(kind), "code": code, "message": ev.written(response.content or "")})
         run.decided = await self._tell("model.decision", "failure" if failed else "success", run, {
-            "caused_by": asked, "model": {**run.model, "via": "hook"}, "error": error, "duration_us": _since(run.asked),
+            "caused_by": asked, "model": {**run.model, "via": "hook"}, "trace": self._span(run), "error": error, "duration_us": _since(run.asked),
             "content": self._content(None if failed else response.content),
             "decision": hooks.some({"stop": _STOP.get(stop, stop), "calls": calls or None}),
             "usage": hooks.some(_usage(response.usage or context.usage)),
@@ -215,7 +229,7 @@ class Audit(AgentHook):
         run = self._run(context)
         given = _params(params)
         described = self._tool(tool_call, tool)
-        content = hooks.without_excerpt(self._scribe.content(ev.dumps(ev.clean(given))))
+        content = self._scribe.content(ev.dumps(ev.clean(given)), excerpt=False)
         fields = {"tool": described, "params": given, "content": content, "target": hooks.target({}, given), "caused_by": run.decided}
         attempt = await self._tell("tool.call", "attempt", run, fields)
         run.tools += 1
@@ -277,7 +291,10 @@ class Audit(AgentHook):
             log.error("the %s of run %s is not on record: %s", kind, run.id, e)
 
     def _common(self, run: _Run) -> dict[str, Any]:
-        return {"session": run.session, "run": run.id, "step": run.step or None, "trace": self._trace}
+        return {"session": run.session, "run": run.id, "step": run.step or None, "trace": run.trace or self._trace}
+
+    def _span(self, run: _Run) -> dict[str, str]:
+        return {**run.trace, "span": run.span}
 
     def _content(self, text: str | None) -> dict[str, Any] | None:
         return self._scribe.content(text) if text else None
@@ -315,6 +332,28 @@ def install(audit: Audit) -> None:
     AgentRunner.run = audited
 
 
+_telling: set[str] = set()  #: packages whose clients say which model call a request is
+
+
+def _tell_the_model() -> None:
+    """From now on requests to a model carry `traceparent`; nobody else's do, and so no web page learns of a run."""
+    for package, client in (("openai", "AsyncOpenAI"), ("anthropic", "AsyncAnthropic")):
+        if package in _telling or (package != "openai" and package not in sys.modules):  # nanobot loads the one that it needs; openai late
+            continue
+        made = getattr(importlib.import_module(package), client)
+        made._prepare_request = _telling_of(made._prepare_request)
+        _telling.add(package)
+
+
+def _telling_of(prepare: Any) -> Any:
+    async def prepared(self: Any, request: Any) -> None:
+        await prepare(self, request)
+        if said := _traceparent.get():
+            request.headers["traceparent"] = said
+
+    return prepared
+
+
 def _stay() -> None:
     """`/restart` would go on as a nanobot without the hook: now it ends this process, and a supervisor starts the launcher again."""
     from nanobot.agent.loop import AgentLoop  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -329,14 +368,15 @@ def _stay() -> None:
     AgentLoop.__init__ = make
 
 
-def main(recorder: Recorder, arguments: Sequence[str], rules: Rules | None = None, watch: Watch | None = None) -> None:
+def main(recorder: Recorder | Relay, arguments: Sequence[str], rules: Rules | None = None, watch: Watch | None = None) -> None:
     """nanobot's command line with the hook in it. Raises ConfigurationError for a command whose agent would run in another process."""
     if why := elsewhere(arguments):
         raise ConfigurationError(f"nanobot {' '.join(arguments)}: {why}, where nothing would be on record; expected agent -m TEXT, agent --classic, gateway or serve")
     audit = Audit(recorder, rules, watch)
     install(audit)
     _stay()
-    recorder.health = lambda: {"component": "nanobot", "runs": audit.runs}
+    if isinstance(recorder, Recorder):
+        recorder.health = lambda: {"component": "nanobot", "runs": audit.runs}
     from nanobot.cli.entry import main as nanobot_main  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     sys.argv = ["nanobot", *arguments]

@@ -86,10 +86,19 @@ class Scribe:
     def _level(self, kind: str, outcome: str) -> str:
         return self.recorder.gates.level([ev.KINDS[kind]]) if outcome == "attempt" else "spooled"
 
-    def content(self, text: str) -> dict[str, Any]:
+    @property
+    def agent(self) -> str:
+        return self.recorder.agent
+
+    def content(self, text: str, excerpt: bool = True) -> dict[str, Any]:
         """The `content` group of a text, without its secrets."""
         redacted = self.recorder.redactor.string(text, found := Found())
-        return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
+        made = ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
+        return made if excerpt else hooks.without_excerpt(made)
+
+    def digest(self, text: str) -> Any:
+        """The SHA-256 of a text without its secrets, 64 hex digits."""
+        return self.content(text)["sha256"]
 
     def _events(self, kind: str, outcome: str, fields: dict[str, Any]) -> Generator[_Event, Receipt, Receipt]:
         tool, session = hooks.group(fields.get("tool")), fields.get("session")
