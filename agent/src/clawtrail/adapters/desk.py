@@ -11,6 +11,7 @@ from ..redact import Found
 from ..runs import Runs
 from ..watch import Watch, marks
 from . import hooks
+from .fitting import fitted
 
 REMEMBER = 10_000  #: attempts whose outcome may still come
 
@@ -63,7 +64,7 @@ class Desk:
         self._versions: Memory[str] = Memory()  # of files, servers, configuration: what was last seen of each
 
     def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
-        fields = self._watch.see(kind, outcome, fields)
+        fields = self._watch.see(kind, outcome, fitted(kind, fields, self._recorder.redactor))
         receipt = self._recorder.record(kind, outcome, time=self._time, **fields)
         self._watch.recorded(kind, fields, receipt.id)
         self._recorded.append(Recorded(kind, fields, receipt))
