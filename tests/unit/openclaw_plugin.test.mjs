@@ -8,7 +8,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, test } from "node:test";
 import { BulkLane, GateLane } from "../../agent/openclaw/plugin/lanes.js";
-import { MAX_RECORD, inventory, record } from "../../agent/openclaw/plugin/records.js";
+import { MAX_RECORD, inventory, question, record } from "../../agent/openclaw/plugin/records.js";
 import { GatewayState } from "../../agent/openclaw/plugin/state.js";
 
 const folder = mkdtempSync(path.join(tmpdir(), "clawtrail-"));
@@ -295,4 +295,26 @@ test("each row of the gateway's database is read once, and one that cannot be re
   const broken = new GatewayState("/state", async () => { throw new Error("database is locked"); });
   assert.deepEqual(await broken.approvals(), []);
   assert.equal(broken.error, "database is locked");
+});
+
+test("an answer that wants a person says what to ask, and one that does not is a no", async () => {
+  const answer = { ok: false, error: "needs approval by the rule r.x: why", retry: false, denied: "r.x", approve: true, action: "exec: rm x", severity: "critical" };
+  for (const approve of [true, undefined, "yes"]) {
+    const forwarder = await new Forwarder(({ n }) => ({ ...answer, ack: n, approve })).start();
+    const gate = new GateLane(forwarder.path);
+    const { cause } = await gate.send(line("a"), 1000).catch((error) => error);
+    assert.deepEqual([cause.name, cause.approve, cause.rule, cause.retry], ["Refused", approve === true, "r.x", false]);
+    assert.deepEqual([gate.accepted, gate.failed], approve === true ? [1, 0] : [0, 1]);
+    await forwarder.stop();
+  }
+});
+
+test("a question fits what OpenClaw shows, names call and rule, and no answer is a no", () => {
+  const refused = { message: "needs approval by the rule r.x: why", rule: "r.x", action: "exec: rm x", severity: "critical" };
+  const asked = question(refused, { toolName: "exec" }, 90000);
+  assert.equal(asked.title, "May the agent use exec? (r.x)");
+  assert.match(asked.description, /^exec: rm x\n\nneeds approval by the rule r\.x: why\nWithout a yes within 90 s/);
+  assert.deepEqual([asked.severity, asked.timeoutMs, asked.allowedDecisions], ["critical", 90000, ["allow-once", "deny"]]);
+  const long = question({ ...refused, action: "a".repeat(2000), rule: "r".repeat(200) }, { toolName: "exec" }, 1000);
+  assert.ok(long.title.length <= 80 && long.description.length <= 512);
 });

@@ -16,12 +16,15 @@ from support import eventually
 
 SERVE = """
 import asyncio, json, logging, sys
+from pathlib import Path
 from clawtrail import Recorder
 from clawtrail.forwarder import Forwarder
+from clawtrail.rules import Rules
 logging.basicConfig(level="INFO", stream=sys.stderr)
-port, tls, path, uid, main, options = sys.argv[1:]
+port, tls, path, uid, main, rules, options = sys.argv[1:]
 with Recorder(("127.0.0.1", int(port)), tls, agent="agent-1", **json.loads(options)) as recorder:
-    asyncio.run(Forwarder(recorder, path, int(uid) if uid else None, main_process=main == "main").serve())
+    rules = Rules.load([Path(rules)]) if rules else None
+    asyncio.run(Forwarder(recorder, path, int(uid) if uid else None, main_process=main == "main", rules=rules).serve())
 """
 
 
@@ -53,10 +56,14 @@ def folder():
 def start(receiver, pki, folder):
     made = []
 
-    def run(uid="", main="any", prefix=(), **options):
+    def run(uid="", main="any", prefix=(), rules="", **options):
+        """`rules`: the text of a file with rules."""
         path = folder / "audit.sock"
+        mine = folder / "rules.d"
+        mine.mkdir(exist_ok=True)
+        (mine / "mine.yaml").write_text(rules or "version: 1\n")
         options = json.dumps({"quota": 1 << 20, "spool": str(folder / "spool"), **options})
-        arguments = [*prefix, sys.executable, "-c", SERVE, str(receiver.port), pki.client, path, str(uid), main, options]
+        arguments = [*prefix, sys.executable, "-c", SERVE, str(receiver.port), pki.client, path, str(uid), main, str(mine) if rules else "", options]
         process = subprocess.Popen(arguments, stderr=(folder / "log").open("ab"))
         made.append(Running(path, process, bool(prefix)))
         eventually(lambda: "listening" in (folder / "log").read_text() and path.is_socket(), state=lambda: (folder / "log").read_text())

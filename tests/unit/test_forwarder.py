@@ -146,6 +146,57 @@ def test_everything_that_was_acknowledged_has_arrived_when_the_forwarder_is_told
     assert client.answer() is None
 
 
+RULES = """
+version: 1
+rules:
+- {id: my.no, name: no, on: [command], match: '\\bforbidden\\b', severity: high, technique: [T1059], action: deny, why: never here, hit: [echo forbidden], miss: [id]}
+- {id: my.ask, name: ask, on: [command], match: '\\bdelicate\\b', severity: medium, technique: [T1059], action: approve, why: ask first, hit: [delicate -x], miss: [id]}
+"""
+
+
+def tool_call(n, command, **more):
+    return call(n, gate=True, **more) | {"event": {"toolName": "exec", "toolCallId": f"c{n}", "params": {"command": command}}}
+
+
+@pytest.mark.parametrize("durability", ["write", "disk"])
+def test_a_rule_that_forbids_is_a_no_and_one_that_wants_a_person_is_a_question(durability, start, receiver, folder):
+    client = Client(start(rules=RULES, durability=durability).path)
+    secret = secrets()["github"]
+    no = client.ask(tool_call(1, "echo forbidden"))
+    assert no == {"ack": 1, "ok": False, "error": "forbidden by the rule my.no: never here", "retry": False, "denied": "my.no"}
+    ask = client.ask(tool_call(2, f"delicate --token {secret}"))
+    shown = ask.pop("action")
+    assert ask == {"ack": 2, "ok": False, "error": "needs approval by the rule my.ask: ask first", "retry": False, "denied": "my.ask",
+                   "approve": True, "severity": "medium"}  # fmt: skip
+    assert shown.startswith("exec: delicate --token ") and secret not in shown
+    assert client.ask(tool_call(3, "echo fine")) == {"ack": 3}
+    eventually(lambda: len(receiver.events("tool.call")), 3)
+    calls = receiver.events("tool.call")
+    assert [e.get("policy", {}).get("verdict") for e in calls] == ["deny", "ask", None] and calls[1]["policy"]["rule"] == "my.ask"
+    (decision,) = receiver.events("policy.decision")
+    (asked,) = receiver.events("approval.request")
+    assert (decision["outcome"], decision["caused_by"], decision["policy"]["rule"]) == ("denied", calls[0]["id"], "my.no")
+    assert (asked["outcome"], asked["caused_by"], asked["approval"]["state"]) == ("attempt", calls[1]["id"], "pending")
+    assert asked["tool"]["call_id"] == "c2" and asked["flag"]["severity"] == "medium"
+
+
+def test_a_refused_call_that_is_sent_again_is_refused_again_and_recorded_once(start, receiver):
+    path = start(rules=RULES).path
+    for command, rule in (("echo forbidden", "my.no"), ("delicate", "my.ask")):
+        answers = [Client(path).ask(tool_call(n, command, rid=rule)) for n in (1, 2)]
+        assert [a.pop("ack") for a in answers] == [1, 2] and answers[0] == answers[1] and answers[0]["denied"] == rule
+    eventually(lambda: len(receiver.events("approval.request")), 1)
+    assert len(receiver.events("tool.call")) == 2 and len(receiver.events("policy.decision")) == 1
+
+
+def test_a_question_is_not_asked_before_its_events_have_come_as_far_as_the_gate_wants(start, receiver):
+    receiver.refuse = "connect"
+    client = Client(start(rules=RULES, gate="tool:sent", gate_deadline=0.3).path)
+    late = client.ask(tool_call(1, "delicate"))
+    assert late["ok"] is False and "not sent to the audit server" not in late.get("denied", "") and "approve" not in late and late["retry"] is True
+    assert client.ask(tool_call(2, "echo forbidden"))["denied"] == "my.no", "a no needs no receiver"
+
+
 def test_a_socket_that_a_killed_forwarder_left_is_replaced(start, folder):
     running = start()
     running.process.kill()

@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawtrail import event as ev
 from clawtrail.adapters.openclaw import _SAID_ELSEWHERE, OpenClaw
-from clawtrail.errors import ClawtrailError, EventError
+from clawtrail.errors import ClawtrailError, Denied, EventError
+from clawtrail.rules import Rules
 from support import secrets
 
 RECORDS = [json.loads(line) for line in (Path(__file__).with_name("data") / "openclaw-records.jsonl").read_text().splitlines()]
@@ -449,11 +450,14 @@ _FIELDS = (
     "message params toolName toolCallId result error runId callId outcome counts tools policy action reason durationMs job payload content success "
     "sessionKey trigger requester trace role usage stopReason names details type from to method childSessionKey systemPrompt derivedPaths "
     "context files inventory mcp file defs approvals presentation status approval_id source_tool_call_id metadata media before after argv changedPaths "
-    "schedule host transcript patch proposal revision"
+    "schedule host transcript patch proposal revision senderId senderName senderIsOwner channel channelId accountId to messageId traceId spanId "
+    "parentSpanId input output cacheRead exitCode exitSignal decision resolver_id resolver_kind terminal_reason created_at_ms resolved_at_ms "
+    "deviceIdHash idHash kind target attributes targetType targetName idempotencyKey resolution rule path contentType url errorMessage responseId "
+    "provider model harnessId prompt senderUsername requester"
 ).split()
 
 
-@pytest.mark.odd_events("hooks of any shape")
+@settings(max_examples=200)
 @given(st.data())
 def test_no_record_of_any_shape_gets_past_the_schema_or_brings_the_adapter_down(openclaw, data):
     hook = data.draw(st.sampled_from(sorted(openclaw.hooks)))
@@ -465,3 +469,84 @@ def test_no_record_of_any_shape_gets_past_the_schema_or_brings_the_adapter_down(
         pass
     for e in openclaw.made[before:]:
         assert ev.KINDS[e["kind"]] == e["category"] and e["outcome"] in ev.OUTCOMES
+
+
+def test_numbers_where_the_schema_has_texts_are_written_out(openclaw):
+    (said,) = take(openclaw, "message_received", {"content": 7, "senderId": 4711, "messageId": 12, "accountId": 3}, channelId="telegram", sessionKey="s")
+    assert (said["actor"]["id"], said["actor"]["tenant"], said["content"]["excerpt"]) == ("4711", "3", "7")
+    (attempt,) = take(openclaw, "before_tool_call", {"toolName": "exec", "toolCallId": 99, "params": {}}, runId=5, requester={"senderId": 1.5})
+    assert (attempt["tool"]["call_id"], attempt["run"], attempt["actor"]["id"]) == ("99", "5", "1.5")
+    (result,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": 99, "result": {}}, runId=5)
+    assert result["caused_by"] == attempt["id"]
+
+
+def test_what_cannot_be_what_the_schema_wants_is_kept_under_its_name(openclaw):
+    message = {"role": "assistant", "content": "hi", "stopReason": "bored", "usage": {"input": "many", "output": -1, "cacheRead": 3}}
+    (decided,) = take(openclaw, "before_message_write", {"message": message})
+    assert decided["usage"] == {"cache_read": 3} and "stop" not in decided["decision"]
+    assert decided["log"] == {"fields": {"decision.stop": "bored", "usage.input": "many", "usage.output": -1}}
+    (called,) = take(openclaw, "before_tool_call", {"toolName": "exec", "params": {}}, trace={"traceId": "no trace"}, requester={"senderIsOwner": "yes"})
+    assert called["log"]["fields"] == {"trace.id": "no trace", "actor.owner": "yes"}
+
+
+def test_a_secret_in_a_text_that_is_too_long_is_not_cut_in_two(openclaw):
+    secret = secrets()["github"]
+    (said,) = take(openclaw, "message_received", {"content": "hi", "senderId": "x " * 115 + secret}, channelId="telegram")
+    assert len(said["actor"]["id"]) <= 256 and secret[:12] not in said["actor"]["id"]
+
+
+DELICATE = """
+version: 1
+rules:
+- {id: my.ask, name: ask, on: [command], match: '\\bdelicate\\b', severity: high, technique: [T1059], action: approve, why: ask first, hit: [delicate -x], miss: [id]}
+"""
+ANSWERED = {"deny": "denied", "allow-once": "allowed", "timeout": "expired"}
+
+
+@pytest.fixture
+def held(openclaw, tmp_path):
+    """A call that waits for a person, with what was recorded of it."""
+    (tmp_path / "mine.yaml").write_text(DELICATE)
+    openclaw._rules = Rules.load([tmp_path])
+    with pytest.raises(Denied) as caught:
+        call(openclaw, params={"command": "delicate -x"}, sessionKey="s")
+    assert caught.value.approve and caught.value.action == "exec: delicate -x"
+    assert [one.receipt.id for one in caught.value.recorded] == [e["id"] for e in openclaw.made]
+    return openclaw.made[-2:]
+
+
+def resolved(resolution, *rows):
+    return {"toolName": "exec", "toolCallId": "c", "runId": "r", "rule": "my.ask", "resolution": resolution, "approvals": list(rows)}
+
+
+@pytest.mark.parametrize(("resolution", "outcome"), [("allow-once", "success"), ("deny", "denied"), ("timeout", "denied")])
+def test_a_question_of_a_rule_and_its_answer_are_one_each(resolution, outcome, openclaw, held):
+    attempt, asked = held
+    assert (attempt["kind"], asked["kind"], asked["caused_by"]) == ("tool.call", "approval.request", attempt["id"])
+    row = ROW | {"kind": "plugin", "approval_id": "plugin:1", "presentation": {"kind": "plugin", "title": "May the agent?"}}
+    done = row | {"status": ANSWERED[resolution], "decision": resolution, "resolved_at_ms": 2000, "resolver_kind": "channel", "resolver_id": "telegram"}
+    assert take(openclaw, "state:approval", row) == []
+    (answer,) = take(openclaw, "approval.resolved", resolved(resolution, done), sessionKey="s") + take(openclaw, "state:approval", done)
+    assert (answer["kind"], answer["outcome"], answer["caused_by"]) == ("approval.result", outcome, asked["id"])
+    assert answer["approval"]["by"] == "telegram" and answer["policy"]["rule"] == "my.ask" and answer["policy"]["engine"] == "clawtrail"
+
+
+def test_a_question_that_the_gateway_could_ask_nobody_is_a_no_on_record(openclaw, held):
+    (answer,) = take(openclaw, "approval.resolved", resolved("cancelled"), sessionKey="s")
+    assert (answer["outcome"], answer["approval"]["state"], answer["caused_by"]) == ("denied", "cancelled", held[1]["id"])
+    (result,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": "c", "error": "Denied by user. The tool call did not run.",
+                                                   "result": {"details": {"status": "error"}}}, runId="r")  # fmt: skip
+    assert result["outcome"] == "denied" and (result["policy"]["engine"], result["policy"]["rule"]) == ("clawtrail", "my.ask")
+
+
+def test_a_picture_is_one_message_though_the_host_writes_more_into_the_transcript(openclaw):
+    media = [{"path": "/m/1.png", "contentType": "image/png"}]
+    (said,) = take(openclaw, "message_received", {"content": "look", "messageId": "11", "media": media}, channelId="telegram", sessionKey="s")
+    message = {"role": "user", "content": "look\n\n[not analyzed]", "__openclaw": {"transport": {"channel": "telegram", "messageId": "11"}}}
+    assert said["content"]["mime"] == "image/png" and take(openclaw, "before_message_write", {"message": message}, sessionKey="s") == []
+
+
+def test_a_device_that_is_turned_away_is_named_and_denied(openclaw):
+    told = {"action": "device.pairing.rejected", "outcome": "success", "actor": {"kind": "operator", "role": "operator"}, "target": {"kind": "device", "idHash": "sha256:1"}}
+    (e,) = take(openclaw, "diag:security.event", told)
+    assert (e["outcome"], e["actor"]["id"], e["approval"]) == ("denied", "sha256:1", {"state": "rejected", "by": "operator"})

@@ -154,6 +154,17 @@ def test_a_rule_that_forbids_answers_so_and_the_attempt_is_on_record(start, rece
     assert (policy["kind"], policy["outcome"], policy["policy"]["verdict"], policy["caused_by"]) == ("policy.decision", "denied", "deny", call["id"])
 
 
+def test_a_rule_that_wants_a_person_is_a_no_that_says_that_nobody_can_be_asked(start, receiver, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "version: 1\nrules:\n- {id: my.ask, name: ask, on: [command], match: '\\bdate\\b', severity: high, technique: [T1059], action: approve, "
+        "why: ask first, hit: [date -u], miss: [uptime]}\n")  # fmt: skip
+    out, err = (process := start(receiver.port, "--ack", "--rules", str(tmp_path))).communicate(lines(CALL), 20)
+    expected = "needs approval by the rule my.ask: ask first. Nobody can be asked for approval here, so it was not carried out"
+    assert json.loads(out) == {"error": expected, "retry": False}, err
+    call, policy = stored(receiver)
+    assert (policy["outcome"], policy["policy"]["verdict"], call["policy"]["rule"]) == ("denied", "ask", "my.ask")
+
+
 def test_with_a_gate_the_answer_waits_until_the_event_was_sent(start, make_receiver):
     receiver = make_receiver()
     out, _ = start(receiver.port, "--ack", "--gate", "tool:sent").communicate(lines(CALL), 20)

@@ -3,8 +3,8 @@
 import { readFileSync } from "node:fs";
 import { definePluginEntry } from "openclaw/plugin-sdk/plugin-entry";
 import { onInternalDiagnosticEvent } from "openclaw/plugin-sdk/diagnostic-runtime";
-import { BulkLane, GateLane, Refused } from "./lanes.js";
-import { inventory, record } from "./records.js";
+import { BulkLane, GateLane } from "./lanes.js";
+import { inventory, question, record } from "./records.js";
 import { GatewayState } from "./state.js";
 
 const { version } = JSON.parse(readFileSync(new URL("./package.json", import.meta.url), "utf8"));
@@ -60,7 +60,9 @@ export default definePluginEntry({
   description: "Puts every action on the record before it takes effect: no record, no action.",
   register(api) {
     refuseAgentExec();
-    const { socket = "/run/clawtrail/audit.sock", acceptTimeoutMs: atLeastMs = 2000, heartbeatMs = 10000 } = api.pluginConfig ?? {};
+    const {
+      socket = "/run/clawtrail/audit.sock", acceptTimeoutMs: atLeastMs = 2000, heartbeatMs = 10000, approvalTimeoutMs = 120000,
+    } = api.pluginConfig ?? {};
     // The forwarder says no at its deadline, in words for the user: the same key of .env for both, and a second for the way.
     const acceptTimeoutMs = Math.max(atLeastMs, (Number(process.env.GATE_DEADLINE) || 3) * 1000 + 1000);
     const { gate, bulk } = lanesFor(socket);
@@ -90,11 +92,21 @@ export default definePluginEntry({
           await bulk.flush(CAUSE_MS);
           await gate.send(record(hook, event, ctx), acceptTimeoutMs);
         } catch (error) {
+          const { cause } = error;
+          if (hook === "before_tool_call" && cause?.name === "Refused" && cause.approve) {
+            return { requireApproval: { ...question(cause, event, approvalTimeoutMs), onResolution: (resolution) => answered(cause, event, ctx, resolution) } };
+          }
           api.logger.error(`clawtrail: ${hook} not accepted at ${error.message}; no record, no action`);
           return blocked(`${inWords(error)} (no record, no action)`);
         }
       }, { priority: 1000, timeoutMs: acceptTimeoutMs + 3000 }); // first: what another plugin blocks is an attempt too
     }
+    // A person's answer is on record with the row that says who gave it; where the gateway could ask nobody there is none.
+    function answered({ rule }, { toolName, toolCallId, runId }, ctx, resolution) {
+      const told = { toolName, toolCallId, runId, rule, resolution };
+      void readState(async () => observe("approval.resolved", { ...told, approvals: await state.approvals() }, { sessionKey: ctx?.sessionKey, trace: ctx?.trace }));
+    }
+
     for (const hook of OBSERVED) {
       api.on(hook, (event, ctx) => {
         observe(hook, hook === "gateway_start" ? { ...event, hooks: registered.join(" "), ...inventory(ctx?.config) } : event, ctx);
@@ -188,7 +200,7 @@ export default definePluginEntry({
 
 /** Why an action was refused, for the person who uses the agent: the forwarder's own words, or that it does not answer. */
 function inWords(error) {
-  if (error.cause instanceof Refused) return error.cause.message;
+  if (error.cause?.name === "Refused") return error.cause.message;
   return "This action was not carried out: the audit recorder does not answer, and what cannot be recorded is not done. "
     + "Nothing is wrong with the request. Try again in a moment; if it goes on, tell whoever operates this agent.";
 }

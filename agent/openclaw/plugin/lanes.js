@@ -10,9 +10,15 @@ const MAX_ANSWER = 64 * 1024; // an answer is a few bytes; more than this is not
 
 /** The forwarder answered and said no; trying the same record again at once is pointless. */
 export class Refused extends Error {
-  constructor(message, retry) {
-    super(message);
-    this.retry = retry;
+  /** `answer`: the forwarder's. `approve`: it may run once a person said yes to `action`, which `rule` holds up. */
+  constructor(answer) {
+    super(String(answer.error ?? "refused"));
+    this.name = "Refused"; // the lanes outlive a reload of the plugin, and with them the class of an older module
+    this.retry = answer.retry !== false;
+    this.approve = answer.approve === true;
+    this.rule = String(answer.denied ?? "");
+    this.action = String(answer.action ?? "");
+    this.severity = answer.severity;
   }
 }
 
@@ -104,7 +110,7 @@ class Connection {
       const record = this.#waiting.get(answer?.ack);
       if (!record) continue;
       this.#waiting.delete(answer.ack);
-      if (answer.ok === false) record.reject(new Refused(answer.error ?? "refused", answer.retry !== false));
+      if (answer.ok === false) record.reject(new Refused(answer));
       else record.resolve();
     }
   }
@@ -135,7 +141,8 @@ export class GateLane {
       } catch (error) {
         // A forwarder that restarts is away for a moment: the record id stays, so a second copy is recognised.
         if (error instanceof Refused || Date.now() + 100 >= deadline) {
-          this.failed++;
+          if (error.approve) this.accepted++;
+          else this.failed++;
           throw new Error(`${this.path}: ${error.message}`, { cause: error });
         }
         await wait(100);

@@ -96,6 +96,21 @@ export function inventory(config) {
   };
 }
 
+const SEVERITIES = { low: "info", medium: "warning", high: "warning", critical: "critical" };
+
+/** What OpenClaw asks a person whose yes a rule wants. No answer is a no; OpenClaw shows 80 and 512 characters and takes no more. */
+export function question({ message, rule, action, severity }, { toolName }, timeoutMs) {
+  const seconds = Math.round(timeoutMs / 1000);
+  return {
+    title: `May the agent use ${toolName}? (${rule})`.slice(0, 80),
+    description: `${action || toolName}\n\n${message}\nWithout a yes within ${seconds} s it is not done.`.slice(0, 512),
+    severity: SEVERITIES[severity] ?? "warning",
+    timeoutMs,
+    timeoutReason: `Nobody approved this within ${seconds} s, so it was not carried out (${message}).`,
+    allowedDecisions: ["allow-once", "deny"],
+  };
+}
+
 /** Files that OpenClaw puts into the prompt before a run. The forwarder keys their hashes: a short file could be guessed. */
 function files(list) {
   return list.map(({ name, path, missing, content }) => ({ name, path, ...(missing || content === undefined ? { missing: true } : digest(content)) }));

@@ -1,5 +1,7 @@
 """Every error this package raises. A message says what failed, what was found and what was expected."""
 
+from typing import Any
+
 
 class ClawtrailError(Exception):
     """Base of all errors of this package."""
@@ -19,11 +21,16 @@ class Denied(ClawtrailError):
     Attributes:
         rule: the rule's id.
         approve: true: it may run once a person said yes.
+        action: what that person is shown of it, without its secrets.
+        severity: of the rule's hit.
+        recorded: what was recorded of the action, the first event first.
     """
 
-    def __init__(self, rule: str, why: str, approve: bool = False) -> None:
-        super().__init__(f"{'needs approval' if approve else 'forbidden'} by the rule {rule}: {why}")
-        self.rule, self.approve = rule, approve
+    def __init__(self, rule: str, why: str, approve: bool = False, action: str = "", severity: str = "high", asks: bool = True) -> None:
+        nobody = "" if asks or not approve else ". Nobody can be asked for approval here, so it was not carried out"
+        super().__init__(f"{'needs approval' if approve else 'forbidden'} by the rule {rule}: {why}{nobody}")
+        self.rule, self.approve, self.action, self.severity = rule, approve, action, severity
+        self.recorded: list[Any] = []
 
 
 class QueueFull(ClawtrailError):

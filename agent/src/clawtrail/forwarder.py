@@ -4,8 +4,10 @@ Protocol: JSON lines. `{"n": 7, "rid": "…", "hook": "…", "at": "…", "event
 `{"ack": 7}` when its events are in the spool, as durably as the recorder is told to, or by `{"ack": 7, "ok": false,
 "error": "…", "retry": false}` when it was not accepted. With `"gate": true` an action waits for the answer: it comes when
 the events have reached the level of their gate, or as a refusal, in words for the person who uses the agent, at the
-gate's deadline. Answers come as each is ready, in any order. `{"n": 8, "ping": true}` is answered and not recorded. Instead of
-a hook, a record may be an event in the making (`adapters.relay`) or one of Claude Code's hooks (`adapters.claude`).
+gate's deadline. An action that a rule forbids is answered with `"denied": rule` besides; with `"approve": true, "action":
+"…", "severity": "…"`, once its events have come as far, when it may run if a person says yes. Answers come as each is
+ready, in any order. `{"n": 8, "ping": true}` is answered and not recorded. Instead of a hook, a record may be an event in
+the making (`adapters.relay`) or one of Claude Code's hooks (`adapters.claude`).
 
 Who is heard is decided in `peers`. An operator's process is answered `{"n": 9, "status": true}` with the counters, and
 may open and close the gates: `{"n": 1, "open": {"seconds": 900, "reason": "…", "by": "…"}}`, `{"n": 2, "close": {"by": "…"}}`.
@@ -98,8 +100,8 @@ class Forwarder:
         self._claude = ClaudeCode(recorder, rules, self.watch, kept) if kept else None
         self._openclaw = OpenClaw(recorder, self.runs, self.watch, rules)
         self._relayed = Relayed(recorder, self.runs, rules, self.watch)
-        self._seen: OrderedDict[str, Receipt | None] = OrderedDict()
-        self._accepted: list[tuple[Lines, Any, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
+        self._seen: OrderedDict[str, tuple[Receipt | None, Denied | None]] = OrderedDict()
+        self._accepted: list[tuple[Lines, Any, bytes, list[Recorded]]] = []  # waits for the disk; the events only of what holds an action up
         self._held: set[asyncio.Task[None]] = set()
         self._connections: set[Lines] = set()
         self._lingering: set[Lines] = set()
@@ -210,23 +212,26 @@ class Forwarder:
             rid = record.get("rid")
             if isinstance(rid, str) and rid in self._seen:
                 self.counters["repeated"] += 1
-                return self._acknowledge(connection, n, gate, [], self._seen[rid])
+                return self._acknowledge(connection, n, gate, [], *self._seen[rid])
             self.recorder.unhurried = True
-            recorded = self._heard(record)
+            verdict = None
+            try:
+                recorded = self._heard(record)
+            except Denied as e:  # on record already; the agent gets the rule's words
+                self.counters["denied"] += 1
+                recorded, verdict = e.recorded, e
             last = recorded[-1].receipt if recorded else None
             if isinstance(rid, str):
-                self._seen[rid] = last and Receipt(last.id, last.epoch, last.seq, last.line[:1])  # its number is what may be waited for again
+                kept = last and Receipt(last.id, last.epoch, last.seq, last.line[:1])  # its number is what may be waited for again
+                self._seen[rid] = kept, verdict
                 if len(self._seen) > _REMEMBER:
                     self._seen.popitem(last=False)
-            self.counters["acknowledged"] += 1
-            return self._acknowledge(connection, n, gate, recorded, last)
+            self.counters["acknowledged"] += verdict is None
+            return self._acknowledge(connection, n, gate, recorded, last, verdict)
         except (QueueFull, SpoolError) as e:
             if gate and self._passes(record):
                 return _ack(n)
             return self._reject(n, without_room(str(e)) if gate else str(e), retry=True)
-        except Denied as e:  # a rule's verdict, on record already; the agent gets the rule's words
-            self.counters["denied"] += 1
-            return _line({"ack": n, "ok": False, "error": str(e), "retry": False, "denied": e.rule, "approve": e.approve})
         except ClawtrailError as e:
             return self._reject(n, str(e), raw=raw)
         except Exception as e:  # a record that breaks the mapping is refused, so a gate stays closed
@@ -260,20 +265,25 @@ class Forwarder:
         fields = self.watch.see(kind, record.get("outcome", "success"), fields)
         return [Recorded(kind, fields, self.recorder.put(kind, record.get("outcome", "success"), dict(fields)))]
 
-    def _acknowledge(self, connection: Lines, n: Any, gate: bool, recorded: list[Recorded], last: Receipt | None) -> bytes | None:
+    def _acknowledge(
+        self, connection: Lines, n: Any, gate: bool, recorded: list[Recorded], last: Receipt | None, verdict: Denied | None = None
+    ) -> bytes | None:
+        answer = _ack(n) if verdict is None else _verdict(n, verdict)
+        if verdict is not None and not verdict.approve:
+            return answer  # a no needs no disk
         level = self.gatekeeper.level(KINDS[one.kind] for one in recorded) if gate else "spooled"
         if level == "off":
             self.gatekeeper.break_glass.pass_by(accepted=True)
         if last is None or level == "off" or (level == "spooled" and self.recorder.durability != "disk"):
-            return _ack(n)
+            return answer
         if level == "spooled":
             if not self._accepted:
                 self._loop.call_soon(self._commit)
-            self._accepted.append((connection, n, recorded if gate else []))
+            self._accepted.append((connection, n, answer, recorded if gate else []))
             return None
         if len(self._held) >= _HELD_MAX:
             return self._reject(n, without_room(f"{_HELD_MAX} other actions wait"), retry=True)
-        task = self._loop.create_task(self._hold(connection, n, level, recorded, last))
+        task = self._loop.create_task(self._hold(connection, n, answer, level, recorded, last))
         self._held.add(task)
         task.add_done_callback(self._held.discard)
         return None
@@ -288,8 +298,8 @@ class Forwarder:
             late.cancel()
             answered, batch = batch, []
             lines: dict[Lines, list[bytes]] = {}
-            for connection, n, recorded in answered:
-                lines.setdefault(connection, []).append(_ack(n) if error is None else self._unsynced(n, recorded, error))
+            for connection, n, yes, recorded in answered:
+                lines.setdefault(connection, []).append(yes if error is None else self._unsynced(n, recorded, error))
             for connection, answers in lines.items():
                 connection.answer(b"".join(answers), len(answers))
             self.recorder.wake()
@@ -302,11 +312,11 @@ class Forwarder:
         why = self.gatekeeper.refuse("spooled", trouble, recorded[0].receipt.id, recorded[0].fields) if recorded else trouble
         return self._reject(n, why, retry=True)
 
-    async def _hold(self, connection: Lines, n: Any, level: str, recorded: list[Recorded], last: Receipt) -> None:
+    async def _hold(self, connection: Lines, n: Any, yes: bytes, level: str, recorded: list[Recorded], last: Receipt) -> None:
         """Answers when the events have come far enough, or at the deadline."""
         attempt, fields = (recorded[0].receipt.id, recorded[0].fields) if recorded else (last.id, {})
         why = await self.gatekeeper.refusal(level, last, attempt, fields)
-        connection.answer(_ack(n) if why is None else self._reject(n, why, retry=True), 1)
+        connection.answer(yes if why is None else self._reject(n, why, retry=True), 1)
 
     def _reject(self, n: Any, why: str, raw: bytes = b"", retry: bool = False) -> bytes:
         """Says no. What will never be accepted is on record all the same, with its beginning and the reason."""
@@ -356,6 +366,11 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 def _ack(n: Any) -> bytes:
     return b'{"ack": %d}\n' % n if type(n) is int else _line({"ack": n})
+
+
+def _verdict(n: Any, denied: Denied) -> bytes:
+    asked = {"approve": True, "action": denied.action, "severity": denied.severity} if denied.approve else {}
+    return _line({"ack": n, "ok": False, "error": str(denied), "retry": False, "denied": denied.rule, **asked})
 
 
 def _line(answer: dict[str, Any]) -> bytes:

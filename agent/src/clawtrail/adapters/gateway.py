@@ -21,9 +21,11 @@ class Gateway(Desk):
     def __init__(self, *shared: Any) -> None:
         super().__init__(*shared)
         self._said: Memory[str] = Memory()  # session: SHA-256 of the message that came in last
+        self._came: Memory[bool] = Memory()  # messages that a channel's hook has told, by session and the channel's id
         self._written: Memory[bool] = Memory()  # messages that are in a transcript, by OpenClaw's own key
         self._asked: Memory[str] = Memory()  # approval: id of the event that asks
         self._answered: Memory[str] = Memory()
+        self._held: Memory[tuple[str, str]] = Memory()  # tool call that waits for a person: id of the event that asks, our rule
         self._files: Memory[list[tuple[str, int]]] = Memory()  # session: what its prompt was built from
 
     # -- messages ------------------------------------------------------------------------------------------------
@@ -34,6 +36,7 @@ class Gateway(Desk):
         content = self._content(hooks.text(event.get("content"))) | media
         common = self._common(event, ctx)
         self._said.put(common["session"], content["sha256"])
+        self._came.put(f"{common['session']} {hooks.text(event.get('messageId') or ctx.get('messageId'))}", True)
         self._record("message.in", "success", common | {"actor": _person(event, metadata, surface), "content": content})
 
     def _user_wrote(self, event: dict[str, Any], ctx: dict[str, Any], message: dict[str, Any]) -> None:
@@ -44,7 +47,9 @@ class Gateway(Desk):
             return  # the same message is written when it is queued and when its run begins
         if key:
             self._written.put(f"{common['session']} {key}", True)
-        if self._said.pop(str(common["session"]), None) != content["sha256"]:
+        transport = hooks.group(hooks.group(message.get("__openclaw")).get("transport"))
+        told = f"{common['session']} {hooks.text(transport.get('messageId'))}" in self._came  # what the host adds, of a picture, is not the sender's
+        if self._said.pop(str(common["session"]), None) != content["sha256"] and not (told and transport.get("messageId")):
             self._record("message.in", "success", common | {"content": content})
 
     def _message_sending(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
@@ -183,14 +188,18 @@ class Gateway(Desk):
         if action == "tool.execution.blocked":
             return  # told with the call's id by the diagnostic of that name
         outcome = _OUTCOMES.get(hooks.text(event.get("outcome")), "unknown")
+        device = action.startswith("device.")
+        if device and action.endswith((".rejected", ".removed", ".revoked")):
+            outcome = "denied"  # to the device; that the operator could say so is the success
         fields = self._common(event, ctx) | {
             "policy": hooks.some({"engine": "openclaw", "rule": action, "verdict": policy.get("decision"), "reason": policy.get("reason") or event.get("reason")}),
         }  # fmt: skip
         if action.startswith(("gateway.auth.", "device.")):
             target = hooks.group(event.get("target"))
-            identity = who.get("deviceIdHash") or who.get("idHash")
-            self._record("auth.login", outcome, fields | {"actor": hooks.some({
-                "type": "user", "id": identity, "role": who.get("role"), "surface": target.get("name") or target.get("kind"),
+            identity = target.get("idHash") if device else who.get("deviceIdHash") or who.get("idHash")
+            answer = hooks.some({"state": action.rpartition(".")[2], "by": who.get("role") or who.get("kind")}) if device else None
+            self._record("auth.login", outcome, fields | {"approval": answer, "actor": hooks.some({
+                "type": "user", "id": identity, "role": None if device else who.get("role"), "surface": target.get("name") or target.get("kind"),
                 "auth": "verified" if outcome == "success" else "none"})})  # fmt: skip
         else:
             self._record("policy.decision", outcome, fields)
@@ -223,6 +232,9 @@ class Gateway(Desk):
         common |= {"trace": common["trace"] or (call.trace if call else None),
                    "tool": hooks.some({"name": row.get("source_tool_name") or (call.name if call else row.get("kind")), "call_id": call_id})}  # fmt: skip
         approval = {"id": ident, "scope": content["sha256"][:16]}
+        asks, rule = self._held.get(call_id, ("", "")) if row.get("kind") == "plugin" else ("", "")
+        if asks:
+            self._asked.put(ident, asks)
         if ident not in self._asked:
             self._asked.put(ident, self._record("approval.request", "attempt", common | {
                 "caused_by": call.event if call else None, "approval": approval | {"state": "pending"},
@@ -231,15 +243,33 @@ class Gateway(Desk):
         if status in _DECIDED and f"{ident}:{status}" not in self._answered:
             self._answered.put(f"{ident}:{status}", ident)
             self._answered.put(f"{call_id}:{'approved' if status == 'allowed' else 'denied'}", ident)
+            self._answered.put(f"{call_id}:resolved", ident)
             kind, by = hooks.text(row.get("resolver_kind")), row.get("resolver_id")
             self._record("approval.result", _DECIDED[status], common | {
                 "caused_by": self._asked.get(ident),
                 "actor": hooks.some({"type": "user" if kind in ("device", "channel") else "system", "id": by}),
-                "policy": hooks.some({"engine": "openclaw", "rule": "exec.approval", "verdict": "allow" if status == "allowed" else "deny",
+                "policy": hooks.some({"engine": "clawtrail" if rule else "openclaw", "rule": rule or f"{hooks.text(row.get('kind')) or 'exec'}.approval",
+                                      "verdict": "allow" if status == "allowed" else "deny",
                                       "reason": row.get("terminal_reason")}),
                 "approval": approval | (hooks.some({
                     "state": row.get("decision") or status, "by": by, "by_auth": "verified" if kind in ("device", "channel") else "none",
                     "waited_ms": hooks.between(row.get("created_at_ms"), row.get("resolved_at_ms"))}) or {})})  # fmt: skip
+
+    def _approval_resolved(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
+        """What became of a question that one of our rules asked: the gateway's row says who answered, where there is one."""
+        for row in hooks.listed(event.get("approvals")):
+            self._approval(hooks.group(row), ctx)
+        call_id = hooks.text(event.get("toolCallId"))
+        asks, rule = self._held.get(call_id, (None, hooks.text(event.get("rule"))))
+        if f"{call_id}:resolved" in self._answered:
+            return
+        self._answered.put(f"{call_id}:resolved", call_id)
+        resolution, call = hooks.text(event.get("resolution")) or "unknown", self._calls.get(call_id)
+        allowed = resolution.startswith("allow-")
+        self._record("approval.result", "success" if allowed else "denied", self._common(event, ctx) | {
+            "caused_by": asks, "tool": hooks.some({"name": event.get("toolName") or (call.name if call else "unknown"), "call_id": call_id}),
+            "policy": hooks.some({"engine": "clawtrail", "rule": rule, "verdict": "allow" if allowed else "deny", "reason": resolution}),
+            "approval": hooks.some({"state": resolution, "scope": call.params[:16] if call else None})})  # fmt: skip
 
     def _approval_suppressed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("approval.result", "unknown", self._common(event, ctx) | {

@@ -109,10 +109,13 @@ def exit_error(details: dict[str, Any]) -> dict[str, Any] | None:
     return {"type": "exit", "code": code} if isinstance(code, int) and code else None
 
 
+_REFUSED = ("tool call blocked", "denied by user. the tool call did not run", "plugin approval unavailable", "approval cancelled")
+
+
 def tool_outcome(failure: object, result: dict[str, Any], details: dict[str, Any]) -> str:
     """`exec` with a bad exit code reports no error, so the details decide; neither error nor result: unknown."""
     words = text(failure).lower()
-    if details.get("status") == "blocked" or "no record, no action" in words or words.startswith("tool call blocked"):
+    if details.get("status") == "blocked" or "no record, no action" in words or words.startswith(_REFUSED):
         return "denied"
     if failure or details.get("timedOut") or details.get("exitSignal") or details.get("status") in ("error", "failed", "timeout"):
         return "failure"

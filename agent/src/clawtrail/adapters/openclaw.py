@@ -11,7 +11,8 @@ from typing import Any, Callable
 from .. import event as ev
 from ..errors import Denied, EventError
 from ..recorder import Recorder
-from ..rules import Hit, Rules, flag, wants
+from ..redact import Found
+from ..rules import Hit, Rules, flag, verdict, wants
 from ..runs import Runs
 from ..watch import Watch
 from . import hooks
@@ -24,6 +25,7 @@ _SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"
 #: Hooks whose content other hooks report in full.
 _SAID_ELSEWHERE = frozenset({"diag:run.started", "diag:exec.process.completed"})
 _KINDS = {"code_mode_exec": "code", "code": "code", "plugin": "plugin", "mcp": "mcp"}
+_SHOWN_MAX = 300  #: characters of a call that a person is asked about
 _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
 
 
@@ -91,6 +93,7 @@ class OpenClaw(Gateway):
             "diag:webhook.received": self._webhook,
             "diag:webhook.error": self._webhook,
             "state:approval": self._approval,
+            "approval.resolved": self._approval_resolved,
             "state:config-audit": self._config_audit,
         }
 
@@ -228,6 +231,8 @@ class OpenClaw(Gateway):
             owner=standing.owner,
         )  # fmt: skip
         fields["flag"] = flag(hits)
+        if forbidden := wants(hits, "deny") or wants(hits, "approve"):
+            fields["policy"] = verdict(forbidden)
         attempt = self._record("tool.call", "attempt", fields)
         call_id = str(tool.get("call_id"))
         self._attempts.put(f"call:{call_id}", attempt)
@@ -247,14 +252,26 @@ class OpenClaw(Gateway):
             }
             asked = self._record("credential.access", "attempt", access)
             self._credentials.put(call_id, [*self._credentials.get(call_id, []), (asked, access)])
-        if forbidden := wants(hits, "deny") or wants(hits, "approve"):
-            self._forbid(forbidden, common | {"caused_by": attempt, "tool": tool})
+        if forbidden:
+            self._forbid(forbidden, call_id, common | {"caused_by": attempt, "tool": tool}, fields | {"params": params})
 
-    def _forbid(self, hit: Hit, fields: dict[str, Any]) -> None:
-        approve = hit.rule.action == "approve"
-        verdict = {"engine": "clawtrail", "rule": hit.rule.id, "verdict": "flag" if approve else "deny", "reason": hit.rule.why}
-        self._record("policy.decision", "unknown" if approve else "denied", fields | {"policy": verdict, "flag": flag([hit])})
-        raise Denied(hit.rule.id, hit.rule.why, approve)
+    def _forbid(self, hit: Hit, call_id: str, fields: dict[str, Any], call: dict[str, Any]) -> None:
+        """Raises Denied, with all that is on record of the call."""
+        fields |= {"policy": verdict(hit), "flag": flag([hit])}
+        denied = Denied(hit.rule.id, hit.rule.why, hit.rule.action == "approve", self._shown(call), hit.severity)
+        if denied.approve:
+            asked = {"params": call["params"], "content": call["content"], "approval": {"state": "pending", "scope": call["content"]["sha256"][:16]}}
+            self._held.put(call_id, (self._record("approval.request", "attempt", fields | asked), hit.rule.id))
+        else:
+            self._record("policy.decision", "denied", fields)
+        denied.recorded = self._recorded
+        raise denied
+
+    def _shown(self, call: dict[str, Any]) -> str:
+        """What a person who is asked reads of a call: its tool and parameters, without secrets."""
+        params, command = call["params"], call["params"].get("command")
+        said = command if isinstance(command, str) and len(params) == 1 else ev.dumps(ev.clean(params))
+        return f"{call['tool']['name']}: {self._recorder.redactor.string(said, Found())}"[:_SHOWN_MAX]
 
     def _tool_result(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         result = hooks.group(event.get("result"))
@@ -272,7 +289,7 @@ class OpenClaw(Gateway):
             "caused_by": call.event if call else self._decided(tool, common),  # bad arguments: decided, and never called
             "tool": tool,
             "content": self._content(hooks.text(result.get("content"))) if result else None,
-            "policy": self._refusal(error) if outcome == "denied" else None,
+            "policy": self._refusal(error, call_id) if outcome == "denied" else None,
             "error": hooks.tool_error(error) or hooks.exit_error(details),
             "duration_us": hooks.micros(event.get("durationMs")),
         }
@@ -295,9 +312,11 @@ class OpenClaw(Gateway):
             return {}
         return {"params": ran, "policy": {"engine": "openclaw", "verdict": "modify", "rule": "before_tool_call", "before": call.params, "after": after}}
 
-    def _refusal(self, error: object) -> dict[str, Any]:
-        """Who said no. OpenClaw does not tell which plugin did; our own gate is known by its words."""
+    def _refusal(self, error: object, call_id: str) -> dict[str, Any]:
+        """Who said no. OpenClaw does not tell which plugin did; our own gate is known by its words, our rule by its question."""
         words = hooks.text(error)
+        if call_id in self._held:
+            return {"engine": "clawtrail", "rule": self._held[call_id][1], "verdict": "deny", "mode": "closed", "reason": words}
         ours = "no record, no action" in words.lower()
         return {"engine": "clawtrail" if ours else "openclaw", "rule": "gate" if ours else "before_tool_call",
                 "verdict": "error" if ours else "deny", "mode": "closed", "reason": words}  # fmt: skip

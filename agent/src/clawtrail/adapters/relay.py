@@ -189,7 +189,7 @@ class Relayed:
             fields["model"] = {k: self._scribe.digest(hooks.text(v.get("text"))) if isinstance(v, dict) else v for k, v in hooks.group(given["model"]).items()}
         self._scribe.told.clear()
         try:
-            told = self._scribe.take(kind, outcome, {k: v for k, v in fields.items() if v is not None})
+            told = self._scribe.take(kind, outcome, {k: v for k, v in fields.items() if v is not None}, asks=False)
         finally:
             if self._scribe.told:
                 self._ids.put(record.get("rid"), self._scribe.told[0].receipt.id)

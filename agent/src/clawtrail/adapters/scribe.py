@@ -15,7 +15,7 @@ from ..errors import Denied, GateClosed
 from ..gates import LEVELS, refuse
 from ..recorder import Receipt, Recorder
 from ..redact import Found
-from ..rules import Hit, Rules, flag, wants
+from ..rules import Hit, Rules, flag, verdict, wants
 from ..watch import Watch
 from ..watch import Standing, marks
 from . import hooks
@@ -72,14 +72,20 @@ class Scribe:
             raise GateClosed(refuse(self.recorder, self.recorder.gates, level, "", receipt.id, fields))
         return receipt
 
-    def take(self, kind: str, outcome: str, fields: dict[str, Any]) -> list[Recorded]:
-        """As `record`, for who holds the action itself: no gate is waited for. What was recorded, the first one first."""
+    def take(self, kind: str, outcome: str, fields: dict[str, Any], asks: bool = True) -> list[Recorded]:
+        """As `record`, for who holds the action itself: no gate is waited for. What was recorded, the first one first.
+
+        `asks`: where a rule wants an approval, a person can be asked.
+        """
         self.told.clear()
-        events = self._events(kind, outcome, fields)
+        events = self._events(kind, outcome, fields, asks)
         told = next(events)
         try:
             while True:
                 told = events.send(self.recorder.put(told[0], told[1], dict(told[2])))
+        except Denied as e:
+            e.recorded = list(self.told)
+            raise
         except StopIteration:
             return list(self.told)
 
@@ -100,14 +106,18 @@ class Scribe:
         """The SHA-256 of a text without its secrets, 64 hex digits."""
         return self.content(text)["sha256"]
 
-    def _events(self, kind: str, outcome: str, fields: dict[str, Any]) -> Generator[_Event, Receipt, Receipt]:
+    def _events(self, kind: str, outcome: str, fields: dict[str, Any], asks: bool = False) -> Generator[_Event, Receipt, Receipt]:
+        """`asks`: whoever is told that a rule wants an approval can ask a person for it."""
         tool, session = hooks.group(fields.get("tool")), fields.get("session")
         call = tool.get("call_id")
         key = (session if isinstance(session, str) else None, call) if isinstance(call, str) else None
         hits: Sequence[Hit] = ()
+        forbidden: Hit | None = None
         moment = {"time": fields["time"]} if "time" in fields else {}
         if kind == "tool.call" and outcome == "attempt":
             hits = self._hits(tool, fields)
+            if (forbidden := wants(hits, "deny") or wants(hits, "approve")) and fields.get("policy") is None:
+                fields["policy"] = verdict(forbidden)
             if key is not None:
                 fields.setdefault("caused_by", self._causes.get(("decision", *key)))
         elif kind == "tool.result" and key is not None:
@@ -126,13 +136,12 @@ class Scribe:
                     self._accesses.setdefault(key, []).append((asked.id, access))
                     while len(self._accesses) > REMEMBER:
                         self._accesses.popitem(last=False)
-        if forbidden := wants(hits, "deny") or wants(hits, "approve"):
+        if forbidden:
             approve = forbidden.rule.action == "approve"
-            verdict = {"engine": "clawtrail", "rule": forbidden.rule.id, "verdict": "flag" if approve else "deny", "reason": forbidden.rule.why}
             denial = {k: fields[k] for k in ("session", "run", "step", "trace", "tool") if fields.get(k) is not None}
-            denial |= {"caused_by": receipt.id, "policy": verdict, "flag": flag([forbidden]), **moment}
-            yield from self._one("policy.decision", "unknown" if approve else "denied", denial)
-            raise Denied(forbidden.rule.id, forbidden.rule.why, approve)
+            denial |= {"caused_by": receipt.id, "policy": verdict(forbidden), "flag": flag([forbidden]), **moment}
+            yield from self._one("policy.decision", "unknown" if approve and asks else "denied", denial)
+            raise Denied(forbidden.rule.id, forbidden.rule.why, approve, severity=forbidden.severity, asks=asks)
         if kind == "tool.result" and key is not None:
             for ident, access in self._accesses.pop(key, []):
                 yield from self._one("credential.access", outcome, {**access, **moment, "caused_by": ident})

@@ -132,6 +132,11 @@ def wants(hits: Sequence[Hit], action: str) -> Hit | None:
     return next((h for h in hits if h.rule.action == action), None)
 
 
+def verdict(hit: Hit) -> dict[str, Any]:
+    """The event's `policy` group of a hit whose rule forbids the action, or wants a person to be asked."""
+    return {"engine": "clawtrail", "rule": hit.rule.id, "verdict": "ask" if hit.rule.action == "approve" else "deny", "reason": hit.rule.why}
+
+
 def _applies(rule: Rule, tool: str, agent: str, surface: str) -> bool:
     given = {"tool": tool, "agent": agent, "surface": surface}
     return all(given[name] in allowed for name, allowed in rule.only.items())
