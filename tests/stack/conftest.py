@@ -49,6 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         "CERTS_DIR": str(folder / "certs"),
         "SECRETS_DIR": str(folder / "secrets"),
         "MODEL_BASE_URL": "http://demo-model:8080/v1",
+        "RULES_DIR": "./tests/stack/coverage/rules",
     }
     for key in env:  # compose lets the shell's variables win over its env file
         os.environ.pop(key, None)

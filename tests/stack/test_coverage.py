@@ -6,11 +6,15 @@ OPENCLAW_VERSION these tests are the verdict: `make test ARGS='-k coverage'`.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
 import time
+import urllib.request
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -20,6 +24,8 @@ from harness import ROOT, Stack, eventually
 HERE = Path(__file__).with_name("coverage")
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 FIRES, AT_THE_END = EXPECTED["fires"], EXPECTED["at_the_end"]
+OWNER, STRANGER, ASKING, IDLE, ADMITTED, DISMISSED = 1001, 6006, 3003, 4004, 2002, 5005  #: people on Telegram
+IDLE_FOR = 61.0  #: seconds; the shortest that OpenClaw can be told is a minute
 STOP_WITHIN = 5.0  #: seconds from SIGTERM to the end of a gateway whose forwarder is dead
 
 
@@ -34,12 +40,50 @@ class Gateway:
         self.stack, self.tag = stack, uuid.uuid4().hex[:8]
         shutil.copytree(HERE, folder / "coverage")
         config = merged(json.loads((ROOT / "agent/openclaw/openclaw.json").read_text()), json.loads((HERE / "openclaw.json").read_text()))
+        config["channels"]["telegram"]["botToken"] = "4242:" + "A" * 35
         (folder / "openclaw.json").write_text(json.dumps(config))
         self.override = folder / "override.yml"
-        self.override.write_text(json.dumps({"services": {"openclaw": {"volumes": [
-            f"{folder}/openclaw.json:/etc/openclaw/openclaw.json:ro", f"{folder}/coverage:/opt/coverage:ro"]}}}))  # fmt: skip
+        image = f"clawtrail/openclaw:{stack.env['OPENCLAW_VERSION']}-{stack.env['CLAWTRAIL_VERSION']}"
+        self.override.write_text(json.dumps({"services": {
+            "openclaw": {"mem_limit": "5g", "volumes": [f"{folder}/openclaw.json:/etc/openclaw/openclaw.json:ro", f"{folder}/coverage:/opt/coverage:ro"]},
+            "telegram": {"image": image, "networks": ["agents"], "init": True, "volumes": [f"{folder}/coverage:/opt/coverage:ro"],
+                         "command": ["node", "/opt/coverage/telegram.mjs"]}}}))  # fmt: skip
         for path in (folder, folder.parent, *folder.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
+
+    def people(self, present: bool = True) -> None:
+        """Starts, or ends, the stand-in for Telegram's servers."""
+        files = ("-f", str(ROOT / "docker-compose.yml"), "-f", str(self.override))
+        if present:
+            self.stack.compose(*files, "up", "--detach", "--no-deps", "telegram")
+        else:
+            self.stack.compose(*files, "rm", "--stop", "--force", "telegram")
+
+    def telegram(self, path: str, said: dict[str, Any] | None = None) -> Any:
+        url = f"http://{self.stack.address('telegram', 'agents')}:8081{path}"
+        body = json.dumps(said).encode() if said is not None else None
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"content-type": "application/json"}), timeout=10) as answer:
+            return json.load(answer)
+
+    def say(self, person: int, text: str, **more: Any) -> None:
+        self.telegram("/say", {"from": str(person), "text": text, **more})
+
+    def told(self, person: int, words: str, buttons: bool = False, within: float = 40) -> dict[str, Any]:
+        """The first message of the bot to a person that has these words."""
+
+        def look() -> dict[str, Any] | None:
+            sent = [one["params"] for one in self.telegram("/sent") if one["method"] == "sendMessage"]
+            found = [p for p in sent if str(p["chat_id"]) == str(person) and words in p.get("text", "")]
+            return next((p for p in found if not buttons or "reply_markup" in p), None)
+
+        return eventually(look, within, f"{words!r} to {person}") or {}
+
+    def tap(self, person: int, words: str, decision: str) -> None:
+        """A person answers the question that has these words: `o` for once, `d` for no."""
+        rows = self.told(person, words, buttons=True)["reply_markup"]
+        rows = json.loads(rows) if isinstance(rows, str) else rows
+        data = next(b["callback_data"] for row in rows["inline_keyboard"] for b in row if f":{decision}:" in b["callback_data"])
+        self.telegram("/say", {"from": str(person), "button": {"data": data, "message": 7}})
 
     def up(self, *overrides: Path) -> None:
         files = [argument for file in (ROOT / "docker-compose.yml", *overrides) for argument in ("-f", str(file))]
@@ -76,6 +120,9 @@ class Gateway:
 
     def drive(self) -> None:
         """Everything once. What it caused is looked up afterwards."""
+        self.say(IDLE, "hello")
+        since = time.monotonic()
+        self.say(STRANGER, 'TOOL exec {"command": "touch /tmp/delicate-late"}')  # nobody answers that
         self.turn("tools", ("exec", {"command": "echo fine"}), ("exec", {"command": "exit 3"}), ("read", {"path": "/no/such/file"}),
                   ("read", {"nopath": 5}), ("exec", {"command": "echo rewrite-me"}), ("exec", {"command": "echo forbidden"}),
                   ("words__lookup", {"word": "hook"}))  # fmt: skip
@@ -91,6 +138,54 @@ class Gateway:
         code, said = self.stack.run_inside("openclaw", "sh", "-c", "echo 'Be kind.' > /state/workspace/AGENTS.md")
         assert code == 0, said
         self.turn("bootstrap")
+        self.messages()
+        self.approvals()
+        self.pairing()
+        self.install()
+        self.told(IDLE, "DONE")
+        time.sleep(max(0.0, since + IDLE_FOR - time.monotonic()))
+        self.say(IDLE, "hello again")
+        self.dm(IDLE, "session.end", '|= "idle"', count=2)
+
+    def dm(self, person: int, kind: str, where: str = "", agent: str = "main", count: int = 1) -> list[dict[str, Any]]:
+        return self.events(kind, f'| session="agent:{agent}:telegram:direct:{person}" {where}', count, 40)
+
+    def messages(self) -> None:
+        self.say(OWNER, "look at this", file="picture")
+        self.told(OWNER, "DONE 0")
+        self.say(OWNER, 'TOOL say {"text": "this cannot be delivered"}')
+        self.dm(OWNER, "message.out", '| outcome="failure"')
+
+    def approvals(self) -> None:
+        """The owner answers what others' work asks for: OpenClaw's own question, and that of a rule."""
+        self.say(ASKING, 'TOOL exec {"command": "id -u"}')
+        self.tap(OWNER, "id -u", "o")
+        self.told(STRANGER, "Nobody approved this")
+        for n, (word, decision) in enumerate((("yes", "o"), ("no", "d")), 2):
+            self.say(STRANGER, f'TOOL exec {{"command": "touch /tmp/delicate-{word}"}}')
+            self.tap(OWNER, f"delicate-{word}", decision)
+            self.dm(STRANGER, "tool.result", count=n)
+
+    def pairing(self) -> None:
+        for person in (ADMITTED, DISMISSED):
+            self.say(person, "may I come in?")
+            self.told(person, "Pairing code")
+        requests = {r["senderId"]: r["requestId"] for r in self.call("channels.pairing.list", {})["requests"]}
+        for person, answer in ((ADMITTED, "approve"), (DISMISSED, "dismiss")):
+            asked = {"channel": "telegram", "accountId": "default", "requestId": requests[str(person)]}
+            assert self.call(f"channels.pairing.{answer}", asked)["senderId"] == str(person)
+        self.say(ADMITTED, "hello")
+        self.told(ADMITTED, "DONE")
+
+    def install(self) -> None:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr("SKILL.md", "---\nname: wave\ndescription: Waving at people.\n---\n\n1. Wave.\n")
+        begun = self.call("skills.upload.begin", {"kind": "skill-archive", "slug": "wave", "sizeBytes": len(packed.getvalue())})
+        upload = {"uploadId": begun["uploadId"]}
+        self.call("skills.upload.chunk", upload | {"offset": 0, "dataBase64": base64.b64encode(packed.getvalue()).decode()})
+        self.call("skills.upload.commit", upload)
+        assert self.call("skills.install", upload | {"source": "upload", "slug": "wave", "agentId": "main"})["ok"] is True
 
     def chat(self) -> None:
         session = self.session("chat")
@@ -142,12 +237,14 @@ def _family(hook: str) -> str:
 @pytest.fixture(scope="module")
 def gateway(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     gateway = Gateway(running, tmp_path_factory.mktemp("coverage"))
+    gateway.people()
     gateway.up(gateway.override)
     try:
         gateway.drive()
         yield gateway
     finally:
         gateway.up()
+        gateway.people(present=False)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +420,7 @@ def test_coverage_a_scheduled_job_is_recorded_from_its_plan_to_its_end(gateway: 
 
 def test_coverage_who_came_to_the_gateways_door_is_recorded(gateway: Gateway) -> None:
     assert gateway.events("auth.login", '| outcome="success"')[0]["actor"]["auth"] == "verified"
-    refused = gateway.events("auth.login", '| outcome="denied"')[-1]
+    refused = gateway.events("auth.login", '| outcome="denied" |= "token_mismatch"')[-1]
     assert (refused["actor"]["auth"], refused["policy"]["reason"]) == ("none", "token_mismatch")
     assert {"chat.send", "sessions.reset"} <= {e["change"]["name"] for e in gateway.events("config.change", '|= `"by":"operator"`', 5)}
 
@@ -348,6 +445,82 @@ def test_coverage_a_skill_that_the_agent_wrote_is_recorded_from_its_proposal_to_
     assert changes[0]["outcome"] == "attempt" and changes[0]["change"]["by"] == "proposal"
     live = [c["change"] for c in changes if c["change"]["by"] != "proposal"]
     assert live[-1]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[-1]["after"])
+
+
+def test_coverage_a_message_to_a_channel_is_recorded_from_its_attempt_to_what_became_of_it(gateway: Gateway) -> None:
+    """Webchat's answers are handed to the client itself: there the attempt is all that any hook tells."""
+    attempt = gateway.dm(OWNER, "message.out", '| outcome="attempt" |= "cannot be delivered"')[0]
+    (failed,) = gateway.dm(OWNER, "message.out", '| outcome="failure"')
+    assert failed["caused_by"] == attempt["id"] and failed["target"] == {"type": "channel", "id": f"telegram:{OWNER}"} and failed["error"]["message"]
+    (sent,) = gateway.dm(OWNER, "message.out", '| outcome="success" |= "DONE 0 tool results"')
+    assert sent["caused_by"] == gateway.dm(OWNER, "message.out", '| outcome="attempt" |= "DONE 0 tool results"')[0]["id"]
+
+
+def test_coverage_a_message_with_a_picture_names_it_and_who_sent_it(gateway: Gateway) -> None:
+    (said,) = gateway.dm(OWNER, "message.in", '|= "look at this"')
+    assert said["content"]["mime"] == "image/png" and re.fullmatch(r"/state/media/inbound/[0-9a-f-]{36}\.png", said["content"]["name"])
+    who = {"type": "user", "id": str(OWNER), "display": f"P{OWNER}", "auth": "verified", "surface": "telegram"}
+    assert {k: said["actor"].get(k) for k in who} == who
+    started = gateway.dm(OWNER, "run.start")[0]
+    assert started["actor"]["id"] == str(OWNER) and started["caused_by"] == said["id"]
+
+
+def test_coverage_who_asks_to_write_to_the_agent_and_what_was_answered(gateway: Gateway) -> None:
+    asked = gateway.events("auth.login", '|= "channel.pairing"', 2)
+    assert {e["actor"]["id"] for e in asked} == {str(ADMITTED), str(DISMISSED)} and {e["outcome"] for e in asked} == {"attempt"}
+    steered = {e["change"]["name"]: e["outcome"] for e in gateway.events("config.change", '|= `"by":"operator"` |= "channels.pairing"', 3)}
+    assert steered["channels.pairing.approve"] == steered["channels.pairing.dismiss"] == "success"
+    assert gateway.dm(ADMITTED, "run.start") and not gateway.stack.query(f'{{job="audit"}} | session="agent:main:telegram:direct:{DISMISSED}"')
+
+
+def test_coverage_a_skill_that_is_installed_passes_the_gate_first(gateway: Gateway) -> None:
+    attempt = gateway.events("config.change", '|= `"name":"wave"` | outcome="attempt"')[0]
+    assert attempt["change"]["what"] == "skill" and "skill-archive" in attempt["change"]["spec"]
+    installed = gateway.events("config.change", '|= `"name":"wave"` | outcome="success"')[0]
+    assert installed["change"]["by"] == "upload" and installed["change"]["before"] == "none" and installed["seq"] > attempt["seq"]
+
+
+def test_coverage_a_session_that_was_idle_begins_anew(gateway: Gateway) -> None:
+    attempt, ended = gateway.dm(IDLE, "session.end", '|= "idle"', count=2)[:2]
+    assert (attempt["outcome"], ended["outcome"]) == ("attempt", "success") and ended["caused_by"] == attempt["id"]
+    assert attempt["health"]["reason"] == ended["health"]["reason"] == "idle"
+    assert gateway.dm(IDLE, "session.start")[-1]["seq"] > ended["seq"]
+
+
+def test_coverage_an_approval_that_was_given_lets_the_call_run(gateway: Gateway) -> None:
+    (call,) = gateway.dm(ASKING, "tool.call", agent="asking")
+    (asked,) = gateway.dm(ASKING, "approval.request", agent="asking")
+    (answered,) = gateway.dm(ASKING, "approval.result", agent="asking")
+    (ran,) = gateway.dm(ASKING, "tool.result", agent="asking")
+    assert (asked["caused_by"], answered["caused_by"], ran["caused_by"]) == (call["id"], asked["id"], call["id"])
+    assert (answered["outcome"], answered["approval"]["state"], answered["approval"]["by_auth"]) == ("success", "allow-once", "verified")
+    assert answered["approval"]["waited_ms"] > 0 and answered["actor"] == {"type": "user", "id": "telegram:default"} and ran["outcome"] == "success"
+
+
+@pytest.mark.parametrize(("word", "outcome", "state", "by"), [
+    ("yes", "success", "allow-once", "telegram:default"), ("no", "denied", "deny", "telegram:default"), ("late", "denied", "deny", None)])  # fmt: skip
+def test_coverage_a_rule_that_wants_an_approval_holds_the_call_until_a_person_says_yes(
+    word: str, outcome: str, state: str, by: str | None, gateway: Gateway
+) -> None:
+    (call,) = gateway.dm(STRANGER, "tool.call", f'|= "delicate-{word}"')
+    (asked,) = gateway.dm(STRANGER, "approval.request", f'|= "{call["tool"]["call_id"]}"')
+    (answered,) = gateway.dm(STRANGER, "approval.result", f'|= "{call["tool"]["call_id"]}"')
+    (result,) = gateway.dm(STRANGER, "tool.result", f'|= "{call["tool"]["call_id"]}"')
+    policy = {"engine": "clawtrail", "rule": "test.delicate", "verdict": "ask", "reason": "delicate work wants a yes first"}
+    assert call["policy"] == policy and call["flag"]["rule"] == "test.delicate"
+    assert (asked["caused_by"], answered["caused_by"], result["caused_by"]) == (call["id"], asked["id"], call["id"])
+    assert (answered["outcome"], answered["approval"]["state"], answered["approval"].get("by")) == (outcome, state, by)
+    assert answered["policy"] | {"reason": ""} == {
+        "engine": "clawtrail", "rule": "test.delicate", "verdict": "allow" if word == "yes" else "deny", "reason": ""}  # fmt: skip
+    assert result["outcome"] == outcome and (word == "yes" or result["policy"]["rule"] == "test.delicate")
+    code, _ = gateway.stack.run_inside("openclaw", "test", "-e", f"/tmp/delicate-{word}")
+    assert (code == 0) == (word == "yes"), "it ran, or it did not run"
+
+
+def test_coverage_a_person_who_is_asked_reads_the_call_and_the_rule(gateway: Gateway) -> None:
+    shown = gateway.told(OWNER, "delicate-yes", buttons=True)["text"]
+    assert "exec: touch /tmp/delicate-yes" in shown and "test.delicate: delicate work wants a yes first" in shown
+    gateway.told(STRANGER, "Nobody approved this within 20 s")
 
 
 def timed_stop(stack: Stack) -> tuple[float, int]:
@@ -378,3 +551,28 @@ def test_coverage_the_gateway_stops_in_time_with_the_forwarder_dead(gateway: Gat
     running.container("forwarder").kill()
     took, code = timed_stop(running)
     assert code == 0 and took < STOP_WITHIN, f"{took:.1f} s, exit code {code}"
+
+
+@pytest.mark.stops("openclaw")
+def test_coverage_a_configuration_that_may_be_written_tells_who_wrote_it(gateway: Gateway, running: Stack, tmp_path: Path) -> None:
+    """Not so here: the stack's own is read-only, and no change of it gets as far as OpenClaw's account of its changes."""
+    (tmp_path / "etc").mkdir()
+    shutil.copy(gateway.override.with_name("openclaw.json"), tmp_path / "etc")
+    override = json.loads(gateway.override.read_text())
+    openclaw = override["services"]["openclaw"]
+    openclaw["environment"] = {"OPENCLAW_CONFIG_READONLY": "", "OPENCLAW_CONFIG_PATH": "/state/etc/openclaw.json"}
+    openclaw["volumes"] = [openclaw["volumes"][1], f"{tmp_path}/etc:/state/etc"]
+    (tmp_path / "writable.yml").write_text(json.dumps(override))
+    for path in (tmp_path, *tmp_path.parents[:2], tmp_path / "etc", tmp_path / "etc/openclaw.json"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    image = f"clawtrail/agent:{running.env['CLAWTRAIL_VERSION']}"
+    running.docker.containers.run(image, ["chown", "-R", "1000:1000", "/f"], user="0:0", network_mode="none", remove=True,
+                                  volumes={str(tmp_path / "etc"): {"bind": "/f"}})  # fmt: skip
+    gateway.up(tmp_path / "writable.yml")
+    code, said = running.run_inside("openclaw", "openclaw", "config", "set", "logging.level", "debug")
+    assert code == 0, said
+    (change,) = gateway.events("config.change", '|= "logging.level" |= "config.write"')
+    told = change["change"]
+    assert (change["outcome"], told["what"], told["name"], told["by"]) == ("success", "config", "/state/etc/openclaw.json", "cli")
+    assert "logging.level" in told["spec"].split() and re.fullmatch("[0-9a-f]{64}", told["before"]) and told["after"] != told["before"]
+    assert "config set logging.level debug" in change["params"]["argv"]
