@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from clawtrail.demo_model import MAX_BODY, Call, DemoModel, ScriptError, decide, parse_script
+from clawtrail.proxy import apis
+from clawtrail.proxy.reading import Events, data_of
 
 
 def user(text):
@@ -125,7 +127,10 @@ def test_more_tokens_for_a_longer_prompt(request_):
         ("GET", "/healthz", None, {}, 200, "ok"),
         ("GET", "/v1/models", None, {}, 200, '"demo"'),
         ("GET", "/v1", None, {}, 404, "no such path"),
-        ("POST", "/v1/responses", "{}", {}, 404, "no such path"),
+        ("POST", "/v1/completions", "{}", {}, 404, "no such path"),
+        ("POST", "/v1/responses", "{}", {}, 200, "DONE 0"),
+        ("POST", "/v1/messages", "{}", {}, 200, "DONE 0"),
+        ("POST", "/v1beta/models/demo:generateContent", "{}", {}, 200, "DONE 0"),
         ("POST", "/v1/chat/completions", "{", {}, 400, "not JSON"),
         ("POST", "/v1/chat/completions", "[" * 100_000, {}, 400, "not JSON"),
         ("POST", "/v1/chat/completions", "[]", {}, 400, "no JSON object"),
@@ -171,3 +176,61 @@ def test_an_instruction_that_repeats_itself_ends():
 def test_the_model_says_what_it_is_told_and_recites_its_system_prompt():
     answer = said_to(("system", "one\ntwo\nthree"), ("user", 'TOOL say {"text": "Here:", "recite": 2}'))
     assert answer == "Here:\none\ntwo"
+
+
+def _after_the_call(api, text):
+    """The conversation in the words of this API when the call of its script has its result."""
+    script = 'TOOL exec {"command": "id"}'
+    if api == "/v1/responses":
+        return {
+            "instructions": "be good",
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": script}]},
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I call exec."}]},
+                {"type": "function_call", "call_id": "call_1", "name": "exec", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "call_1", "output": text},
+            ],
+        }
+    if api == "/v1/messages":
+        return {
+            "system": [{"type": "text", "text": "be good"}],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": script}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "I call exec."}, {"type": "tool_use", "id": "1", "name": "exec", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": text}]}]},
+            ],
+        }
+    if api == "/v1/chat/completions":
+        return {"messages": [user(script), called("exec"), result(text)]}
+    return {
+        "systemInstruction": {"parts": [{"text": "be good"}]},
+        "contents": [
+            {"role": "user", "parts": [{"text": script}]},
+            {"role": "model", "parts": [{"text": "I call exec."}, {"functionCall": {"name": "exec", "args": {}}}]},
+            {"role": "user", "parts": [{"functionResponse": {"name": "exec", "response": {"output": text}}}]},
+        ],
+    }
+
+
+STREAMED = {
+    "/v1/chat/completions": "/v1/chat/completions",
+    "/v1/responses": "/v1/responses",
+    "/v1/messages": "/v1/messages",
+    "/v1beta/models/demo:generateContent": "/v1beta/models/demo:streamGenerateContent?alt=sse",
+}
+
+
+@pytest.mark.parametrize("path", STREAMED)
+def test_in_each_api_a_call_is_made_and_its_result_is_read_whole_and_streamed(request_, path):
+    asked = _after_the_call(path, "uid=0")
+    key = next(k for k in ("messages", "input", "contents") if k in asked)
+    first = asked | {key: asked[key][:1]}
+    for body, stop, calls in ((first, "tool", ["exec"]), (asked, "end", [])):
+        streamed, whole = apis.api_of(path).answer(), apis.api_of(path).answer()
+        whole.whole(request_("POST", path, json.dumps(body))[1].encode())
+        for event in Events().feed(request_("POST", STREAMED[path], json.dumps(body | {"stream": True}))[1].encode()):
+            streamed.event(data_of(event))
+        streamed.end()
+        for read in (whole, streamed):
+            assert [c.tool for c in read.calls.values()] == calls and read.ending == stop and read.done
+            assert read.text() == ("I call exec." if calls else "DONE 1 tool results: uid=0")

@@ -1,4 +1,4 @@
-"""A scripted model behind an OpenAI-compatible API, so that a real agent does real work without a provider.
+"""A scripted model behind the APIs of the common providers, so that a real agent does real work without one.
 
 The user's message is the script: every line of the form
 
@@ -14,19 +14,20 @@ read is answered with a text that names the line, and no call of that script is 
 system prompt. A line with the one word `GULLIBLE` makes it a model that obeys what it reads: the `TOOL` lines of each
 tool result are done next, as an injected instruction would be. For a rehearsal of attacks.
 
-Endpoints: POST /v1/chat/completions (streaming or not), GET /v1/models, GET /healthz.
+Endpoints: POST, streaming or not, /v1/chat/completions, /v1/responses, /v1/messages and /v1beta/models/NAME:generateContent or
+:streamGenerateContent, each also below another path; GET /v1/models, GET /healthz.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from .demo_apis import API, Answer, api_of
 
 MODEL = "demo"
 MAX_BODY = 16 * 1024 * 1024  # bytes of one request; an agent's tools and history are some hundred KiB
@@ -137,49 +138,23 @@ def _tokens(text: str) -> int:
     return (len(text) + 3) // 4  # the usual rule of thumb: four characters
 
 
-def complete(request: dict[str, Any]) -> dict[str, Any]:
-    """The whole `chat.completion` object for one request body."""
-    messages = request.get("messages")
-    messages = messages if isinstance(messages, list) else []
+def answer(api: API, request: dict[str, Any]) -> Answer:
+    """What the model says to one request body."""
+    messages = api.messages(request)
     decision = decide(messages)
-    if isinstance(decision, Call):
-        function = {"name": decision.name, "arguments": json.dumps(decision.arguments, ensure_ascii=False)}
-        call = {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
-        message = {"role": "assistant", "content": f"I call {decision.name}.", "tool_calls": [call]}
-    else:
-        message = {"role": "assistant", "content": decision}
-    prompt = _tokens(json.dumps([messages, request.get("tools")], ensure_ascii=False))
-    completion = _tokens(json.dumps(message, ensure_ascii=False))
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": str(request.get("model") or MODEL),
-        "choices": [
-            {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
-        ],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        },
-    }
-
-
-def chunks(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same answer as the `chat.completion.chunk` objects of a stream, usage last."""
-    base = {key: whole[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    choice = whole["choices"][0]
-    message = choice["message"]
-
-    def part(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-        return base | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-
-    yield part({"role": "assistant", "content": message["content"]})
-    for index, call in enumerate(message.get("tool_calls", ())):
-        yield part({"tool_calls": [{"index": index, **call}]})
-    yield part({}, choice["finish_reason"])
-    yield base | {"choices": [], "usage": whole["usage"]}
+    called = decision if isinstance(decision, Call) else None
+    text = f"I call {called.name}." if called else str(decision)
+    arguments = called.arguments if called else {}
+    return Answer(
+        id=uuid.uuid4().hex,
+        model=str(request.get("model") or MODEL),
+        text=text,
+        tool=called.name if called else None,
+        arguments=arguments,
+        call_id=uuid.uuid4().hex[:12],
+        prompt=_tokens(json.dumps([messages, request.get("tools")], ensure_ascii=False)),
+        completion=_tokens(json.dumps([text, arguments], ensure_ascii=False)),
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -205,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not 0 <= length <= MAX_BODY:
             return self._refuse(413, f"the request has {length} bytes, the limit is {MAX_BODY}")
         body = self.rfile.read(length)
-        if self.path != "/v1/chat/completions":
+        if (api := api_of(self.path)) is None:
             return self._error(404, f"no such path: {self.path}")
         try:
             request = json.loads(body)
@@ -213,11 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(400, f"the request is not JSON: {error}")
         if not isinstance(request, dict):
             return self._error(400, "the request is no JSON object")
-        answer = complete(request)
-        if request.get("stream") is True:
-            self._stream(answer)
+        said = answer(api, request)
+        if request.get("stream") is True or ":streamGenerateContent" in self.path:
+            self._stream(api, said)
         else:
-            self._json(200, answer)
+            self._json(200, api.whole(said))
 
     def _json(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -235,15 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._error(status, message)
 
-    def _stream(self, answer: dict[str, Any]) -> None:
+    def _stream(self, api: API, said: Answer) -> None:
         self.close_connection = True  # the stream's end is the connection's
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("connection", "close")
         self.end_headers()
-        for chunk in chunks(answer):
-            self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
-        self.wfile.write(b"data: [DONE]\n\n")
+        for name, data in api.events(said):
+            self.wfile.write((f"event: {name}\n" if name else "").encode() + b"data: " + json.dumps(data).encode() + b"\n\n")
+        self.wfile.write(api.last)
 
 
 class DemoModel(ThreadingHTTPServer):
