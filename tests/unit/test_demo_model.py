@@ -233,4 +233,4 @@ def test_in_each_api_a_call_is_made_and_its_result_is_read_whole_and_streamed(re
         streamed.end()
         for read in (whole, streamed):
             assert [c.tool for c in read.calls.values()] == calls and read.ending == stop and read.done
-            assert read.text() == ("I call exec." if calls else "DONE 1 tool results: uid=0")
+            assert read.text == ("I call exec." if calls else "DONE 1 tool results: uid=0")
