@@ -16,7 +16,7 @@ from nanobot.agent import runner  # noqa: E402
 from nanobot.agent.hook import AgentHook  # noqa: E402
 
 from clawtrail import testing  # noqa: E402
-from clawtrail.adapters.nanobot import Audit, elsewhere, install  # noqa: E402
+from clawtrail.adapters.nanobot import Audit, elsewhere, install, mask_logs  # noqa: E402
 from clawtrail.demo_model import DemoModel  # noqa: E402
 from clawtrail.errors import ConfigurationError, QueueFull  # noqa: E402
 from support import eventually  # noqa: E402
@@ -268,3 +268,18 @@ def test_commands_of_this_process(here):
 @pytest.mark.parametrize("there", ["", "agent", "webui", "gateway --background", "gateway restart", "gateway install-service", "--session x"])
 def test_commands_of_another_process(there):
     assert elsewhere(there.split())
+
+
+def test_nanobots_own_log_tells_of_a_call_and_not_its_secret(config):
+    from loguru import logger
+
+    lines, secret = [], "ghp_" + "a1B2" * 9
+    sink = logger.add(lines.append, level="DEBUG")
+    mask_logs()
+    try:
+        run(config, script(("exec", {"command": f"echo {secret} > /dev/null"})))
+    finally:
+        logger.configure(patcher=lambda record: None)
+        logger.remove(sink)
+    assert any("exec" in line and "[redacted:github:" in line for line in lines), lines
+    assert not any(secret in line for line in lines)

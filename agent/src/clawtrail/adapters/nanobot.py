@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Sequence
 from .. import event as ev
 from ..errors import ConfigurationError
 from ..recorder import Recorder
+from ..redact import Found, Redactor
 from ..rules import Rules
 from ..watch import Watch
 from . import hooks
@@ -368,12 +369,25 @@ def _stay() -> None:
     AgentLoop.__init__ = make
 
 
+def mask_logs() -> None:
+    """nanobot's own log, without secrets: it has each tool call with its parameters, and stays beside the trail."""
+    from loguru import logger
+
+    redactor = Redactor()
+
+    def mask(record: Any) -> None:
+        record["message"] = redactor.string(record["message"], Found())
+
+    logger.configure(patcher=mask)
+
+
 def main(recorder: Recorder | Relay, arguments: Sequence[str], rules: Rules | None = None, watch: Watch | None = None) -> None:
     """nanobot's command line with the hook in it. Raises ConfigurationError for a command whose agent would run in another process."""
     if why := elsewhere(arguments):
         raise ConfigurationError(f"nanobot {' '.join(arguments)}: {why}, where nothing would be on record; expected agent -m TEXT, agent --classic, gateway or serve")
     audit = Audit(recorder, rules, watch)
     install(audit)
+    mask_logs()
     _stay()
     if isinstance(recorder, Recorder):
         recorder.health = lambda: {"component": "nanobot", "runs": audit.runs}
