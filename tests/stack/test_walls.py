@@ -111,7 +111,7 @@ TRIED = {
 
 def forwarder_pid(stack: Stack) -> str:
     """As the agent sees it: the two containers share one process namespace."""
-    found = stack.run_inside("openclaw", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep -q '[c]lawtrail forwarder --socket' && echo ${p#/proc/}; done")[1]
+    found = stack.run_inside("openclaw", "sh", "-c", "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline | grep -q '[c]lawtrail forwarder --socket' && echo ${p#/proc/}; done 2>/dev/null")[1]
     return found.split()[0]
 
 
