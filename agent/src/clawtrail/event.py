@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Iterator
 
 from .errors import EventError
+from .native import native
 
 try:
     import orjson
@@ -110,7 +111,9 @@ def _forget_ids() -> None:
     _ids = _seed(0)
 
 
-if hasattr(os, "register_at_fork"):
+if native is not None:
+    uuid7 = native.uuid7
+elif hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_ids)
 
 _second = (0, "1970-01-01T00:00:00.")  #: the last second that was written, and how it begins

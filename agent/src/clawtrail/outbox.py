@@ -75,7 +75,6 @@ class Outbox:
         self._room = threading.Condition()
         self._full = False
         self._limit = 0
-        self.last = 0  #: the number of the newest frame
         self._next_look = 0.0
         self._sync_lock = threading.Lock()
         self._synced = 0
@@ -102,11 +101,15 @@ class Outbox:
             except SpoolFull:  # of the disk: proven segments make way here too
                 if not self._make_way():
                     raise
-        self.last = seq
         now = time.monotonic()
         if now >= self._next_moment:
             self._next_moment = now + 0.1
             self._moments.append((seq, now))
+
+    @property
+    def last(self) -> int:
+        """The number of the newest frame, 0 before the first."""
+        return self.own.last if self.own else 0
 
     @property
     def used(self) -> int:
