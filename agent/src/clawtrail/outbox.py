@@ -29,7 +29,7 @@ _UNFINISHED = 3600.0  #: seconds after which a spool that was never finished bei
 _RETRY = 0.05  #: seconds between two looks for room while there is none
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """What one `take` gave out: the events of one spool behind number `before`, up to number `last`."""
 
@@ -298,7 +298,9 @@ class Outbox:
     @property
     def unsent(self) -> int:
         """Events that were not handed to the connection yet, those of dead processes included."""
-        return sum(spool.appended - spool.taken for spool in (*self._foreign, self.own) if spool is not None)
+        own = self.own
+        waiting = own.appended - own.taken if own is not None else 0
+        return waiting + sum([spool.appended - spool.taken for spool in self._foreign]) if self._foreign else waiting
 
     @property
     def unproven(self) -> int:

@@ -1,5 +1,6 @@
 /* clawtrail._native: what costs most of an event's way, in C. `clawtrail.native` imports it, or does without. */
 #include "native.h"
+#include <string.h>
 
 PyDoc_STRVAR(learn_doc, "learn(hints)\n--\n\nWhat `clean` looks for, as (how, text). False: a hint is of no known kind, and nothing is called clean.");
 
@@ -69,7 +70,50 @@ static PyObject *native_crc32(PyObject *Py_UNUSED(module), PyObject *args)
     return PyLong_FromUnsignedLong(sum);
 }
 
+PyDoc_STRVAR(gather_doc, "gather(view, at, end, last, edge, room, some)\n--\n\nSee `segment._gather`.");
+
+static uint64_t little(const byte *data, int size)
+{
+    uint64_t number = 0;
+    while (size--)
+        number = number << 8 | data[size];
+    return number;
+}
+
+static PyObject *native_gather(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    enum { RECORD = 20 };
+    Py_buffer view;
+    Py_ssize_t at, end, room;
+    long long last, edge;
+    int some, full = 0;
+    if (!PyArg_ParseTuple(args, "y*nnLLnp", &view, &at, &end, &last, &edge, &room, &some))
+        return NULL;
+    PyObject *frames = PyList_New(0);
+    while (frames != NULL && at >= 0 && at + RECORD <= end && end <= view.len) {
+        const byte *record = (const byte *)view.buf + at;
+        Py_ssize_t length = (Py_ssize_t)little(record + 4, 4);
+        long long seq = (long long)little(record + 12, 8);
+        if (length > end - at - RECORD)
+            break;
+        if (seq > last) {
+            full = (some || PyList_GET_SIZE(frames)) && (length > room || (last <= edge && edge < seq));
+            if (full)
+                break;
+            PyObject *frame = PyBytes_FromStringAndSize((const char *)record + RECORD, length);
+            if (frame == NULL || PyList_Append(frames, frame) < 0)
+                Py_CLEAR(frames);
+            Py_XDECREF(frame);
+            room -= length, last = seq;
+        }
+        at += RECORD + length;
+    }
+    PyBuffer_Release(&view);
+    return frames ? Py_BuildValue("NLnO", frames, last, at, full ? Py_True : Py_False) : NULL;
+}
+
 static PyMethodDef methods[] = {
+    {"gather", native_gather, METH_VARARGS, gather_doc},
     {"learn", native_learn, METH_O, learn_doc},
     {"tables", native_tables, METH_VARARGS, tables_doc},
     {"clean", native_clean, METH_O, clean_doc},
