@@ -83,14 +83,14 @@ class TLSSysLogHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Filters and emits; not for our own loggers. False when a filter rejects the record."""
-        nothing_open = _thread.nested is None
-        if nothing_open and not self.filters and self._quick(record):
+        waiting = _thread.nested  # for the end of the record that this thread is in the middle of
+        if waiting is None and not self.filters and self._quick(record):
             return True
         name = record.name
         if isinstance(name, str) and name.startswith("clawtrail") and (len(name) == 9 or name[9] == "."):
             return False
-        if not nothing_open:
-            _thread.nested.append((self, record))
+        if waiting is not None:
+            waiting.append((self, record))
             return True
         nested: list[tuple[TLSSysLogHandler, logging.LogRecord]] = []
         _thread.nested = nested

@@ -71,7 +71,6 @@ class Shipper:
         self._thread: threading.Thread | None = None
         self._alone, self._ended = threading.Lock(), threading.Event()
         self._idle = True
-        self._lingered = True
         self._stop_by: float | None = None
         self._bell = Bell()
         self._next_tick = self._next_look = self._next_seek = 0.0
@@ -305,8 +304,11 @@ class Shipper:
             self._out = self._out[sent:]
             self.sent_bytes += sent
             self._moved = self._sent_at = time.monotonic()
-            if self._out or self.outbox.unsent:
-                self._heed(connection, self._polls[0].poll(0))
+            linger = 0
+            if not self._out and not self.outbox.unsent:
+                self._on_move()
+                linger = LINGER  # what comes right after something else is gathered for a moment
+            self._heed(connection, self._polls[0].poll(linger))
             return
         wait = self._deadlines.stall - (time.monotonic() - self._moved)
         if wait <= 0:
@@ -320,17 +322,13 @@ class Shipper:
         batch = self.outbox.take(BATCH)
         if not batch:
             return False
-        self._idle = self._lingered = False
+        self._idle = False
         self._moved = time.monotonic()
         self._out = memoryview(batch)
         return True
 
     def _rest(self, connection: Connection) -> None:
-        """Nothing waits. What comes right after something else is gathered for a moment; then a first event wakes us."""
-        if not self._lingered:
-            self._lingered = True
-            self._heed(connection, self._polls[0].poll(LINGER))
-            return
+        """Nothing waits, and nothing came within a moment: a first event wakes us."""
         self._idle = True  # set before the last look: what comes after it rings
         if self.outbox.unsent:
             self._idle = False
