@@ -214,7 +214,7 @@ ARGS = st.lists(st.sampled_from(["x", 3, 2.5, None, True, b"y", {"a": 1}]) | TEX
 def test_a_log_record_that_went_the_quick_way_is_the_one_that_the_long_way_makes(offline, by_expressions, level, text, args, extra, formatted):
     handler = TLSSysLogHandler.__new__(TLSSysLogHandler)
     logging.Handler.__init__(handler)
-    handler._agent, handler._fail, handler._syncs, handler.recorder = None, False, False, offline
+    handler._agent, handler._fail, handler._syncs, handler._own_emit, handler.recorder = None, False, False, True, offline
     handler._next_word, handler._unsaid, handler.handleError = 0.0, 0, lambda record: None
     if formatted:
         handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
@@ -235,7 +235,7 @@ def test_ordinary_events_go_the_quick_way(offline):
     log = logging.getLogger("native.test")
     handler = TLSSysLogHandler.__new__(TLSSysLogHandler)
     logging.Handler.__init__(handler)
-    handler._agent, handler._fail, handler._syncs, handler.recorder = None, False, False, offline
+    handler._agent, handler._fail, handler._syncs, handler._own_emit, handler.recorder = None, False, False, True, offline
     log.addHandler(handler)
     log.propagate = False
     try:
@@ -246,6 +246,34 @@ def test_ordinary_events_go_the_quick_way(offline):
         log.removeHandler(handler)
     assert offline.lane.quick > 0.98 * offline.lane.asked  # the rest: what was not known yet, and a sample ten times a second
     assert offline.accepted == 2002 == offline.stats()["spooled"] and offline.stats()["accepted_bytes"] == sum(len(f) + len(str(len(f))) + 1 for f in stored(offline))
+
+
+class Braces(logging.LogRecord):
+    def getMessage(self):
+        return str(self.msg).format(*self.args)
+
+
+class Marking(TLSSysLogHandler):
+    def emit(self, record):
+        record.mark = "seen"
+        super().emit(record)
+
+
+def test_a_program_that_has_its_own_record_or_its_own_emit_keeps_them(receiver, pki):
+    log, factory = logging.Logger("own"), logging.getLogRecordFactory()
+    handler = Marking(address=list(receiver.address), tls=str(pki.client), agent="agent-1")
+    log.addHandler(handler)
+    logging.setLogRecordFactory(Braces)
+    try:
+        for i in range(3):
+            log.warning("{} of {}", i, "three")
+    finally:
+        logging.setLogRecordFactory(factory)
+    log.warning("as usual")
+    handler.close()
+    told = [e for e in receiver.events() if e["kind"] == "log.record"]
+    assert [e["content"]["excerpt"] for e in told] == ["0 of three", "1 of three", "2 of three", "as usual"]
+    assert {e["log"]["fields"]["mark"] for e in told} == {"seen"}
 
 
 def test_what_the_context_carries_is_in_the_quick_event_too(offline):

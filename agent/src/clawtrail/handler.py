@@ -75,6 +75,7 @@ class TLSSysLogHandler(logging.Handler):
         self._fail = made.options.get("when_full") == "fail"
         self._next_word, self._unsaid = 0.0, 0
         self._syncs = made.options.get("durability") == "disk"
+        self._own_emit = type(self).emit is TLSSysLogHandler.emit
         self.recorder = Recorder(made.address, made.tls, agent=made.name, **made.options)
         super().__init__(level)
 
@@ -84,7 +85,7 @@ class TLSSysLogHandler(logging.Handler):
     def handle(self, record: logging.LogRecord) -> Any:
         """Filters and emits; not for our own loggers. False when a filter rejects the record."""
         waiting = _thread.nested  # for the end of the record that this thread is in the middle of
-        if waiting is None and not self.filters and self._quick(record):
+        if waiting is None and self._own_emit and not self.filters and self._quick(record):
             return True
         name = record.name
         if isinstance(name, str) and name.startswith("clawtrail") and (len(name) == 9 or name[9] == "."):
@@ -122,7 +123,7 @@ class TLSSysLogHandler(logging.Handler):
     def _quick(self, record: logging.LogRecord) -> bool:
         """Whether the record went the quick way; see `lane`. Nothing foreign is called there, so nothing can be nested in it."""
         formatter = self.formatter
-        if self._syncs or formatter is not None and type(formatter) is not logging.Formatter:
+        if self._syncs or type(record) is not logging.LogRecord or formatter is not None and type(formatter) is not logging.Formatter:
             return False
         recorder = self.recorder
         return recorder.lane.log(recorder, record, self._agent, formatter)
