@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from clawtrail import event as ev
 from clawtrail.adapters.openclaw import _SAID_ELSEWHERE, OpenClaw
 from clawtrail.errors import ClawtrailError, Denied, EventError
+from clawtrail.redact import Found
 from clawtrail.rules import Rules
+from clawtrail.runs import Runs
+from clawtrail.watch import Kept, Watch
 from support import secrets
 
 RECORDS = [json.loads(line) for line in (Path(__file__).with_name("data") / "openclaw-records.jsonl").read_text().splitlines()]
@@ -20,7 +23,10 @@ PLUGIN = (Path(__file__).parents[2] / "agent/openclaw/plugin/index.js").read_tex
 
 @pytest.fixture
 def openclaw(recorder):
-    adapter = OpenClaw(recorder)
+    return watched(OpenClaw(recorder), recorder)
+
+
+def watched(adapter, recorder):
     made = []
     original = recorder.record
 
@@ -144,6 +150,18 @@ def test_steps_count_the_calls_of_a_run(openclaw):
 
 def test_the_captured_run_flags_no_bypass(openclaw):
     assert [e for e in replay(openclaw) if e["kind"] == "policy.decision"] == []
+
+
+def test_a_run_that_began_before_the_forwarder_was_started_anew_went_past_no_gate(recorder, tmp_path):
+    before = OpenClaw(recorder, Runs(tmp_path / "runs"))
+    for run in ("r1", "r2"):
+        before.take({"hook": "before_agent_run", "event": {"prompt": "hello"}, "ctx": {"runId": run, "sessionKey": "s"}})
+    before.take({"hook": "agent_end", "event": {"success": True}, "ctx": {"runId": "r2", "sessionKey": "s"}})
+    after = watched(OpenClaw(recorder, Runs(tmp_path / "runs")), recorder)
+    assert take(after, "diag:run.completed", {"runId": "r1"}) == []
+    take(after, "agent_end", {"success": True}, runId="r1", sessionKey="s")
+    assert take(after, "diag:run.completed", {"runId": "r1"}) == [], "its end was told first"
+    assert take(after, "diag:run.completed", {"runId": "r3"})[0]["flag"]["rule"] == "trail.bypass"
 
 
 def test_a_run_that_ended_and_never_began_is_flagged(openclaw):
@@ -401,6 +419,19 @@ def test_what_changed_while_the_gateway_was_down_is_told_at_its_start(openclaw):
     _, config, words = start(openclaw, "d" * 64)
     assert config["change"] == {"what": "config", "name": "openclaw.json", "before": "c" * 64, "after": "d" * 64}
     assert (words["change"]["what"], words["change"]["name"], words["change"]["after"]) == ("mcp", "words", "none")
+
+
+def test_what_changed_while_both_gateway_and_forwarder_were_down_is_told_with_what_it_was_before(recorder, tmp_path):
+    def forwarder():
+        kept = Kept(tmp_path / "watch", lambda value: recorder.redactor.value(value, Found()))
+        return watched(OpenClaw(recorder, watch=Watch(kept=kept)), recorder)
+
+    server = {"name": "words", "transport": "stdio", "spec": "node words.mjs", "sha256": "1" * 64}
+    start(forwarder(), "c" * 64, server)
+    _, config, words = start(forwarder(), "d" * 64)
+    assert config["change"] == {"what": "config", "name": "openclaw.json", "before": "c" * 64, "after": "d" * 64}
+    assert words["change"] == {"what": "mcp", "name": "words", "before": "1" * 16, "after": "none"}
+    assert len(start(forwarder(), "d" * 64)) == 1, "nothing has changed"
 
 
 def test_openclaws_own_account_of_a_changed_configuration(openclaw):

@@ -10,6 +10,8 @@ from ..recorder import Receipt, Recorder
 from ..redact import Found
 from ..runs import Runs
 from ..watch import Watch, marks
+from ..watch.kept import as_text
+from ..watch.state import Bounded
 from . import hooks
 from .fitting import fitted
 
@@ -61,7 +63,14 @@ class Desk:
         self._attempts: Memory[str] = Memory()
         self._calls: Memory[Call] = Memory()
         self._current: Memory[str] = Memory()  # session: the run that goes on in it
-        self._versions: Memory[str] = Memory()  # of files, servers, configuration: what was last seen of each
+        self._versions: Bounded[str, str] = self._kept("versions")  # of files, servers, configuration: what was last seen of each
+
+    def _kept(self, name: str) -> Bounded[str, str]:
+        """A table that outlives the process where the watch's does."""
+        table: Bounded[str, str] = Bounded(REMEMBER)
+        if self._watch.kept is not None:
+            self._watch.kept.hold(name, table, as_text)
+        return table
 
     def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
         fields = self._watch.see(kind, outcome, fitted(kind, fields, self._recorder.redactor))

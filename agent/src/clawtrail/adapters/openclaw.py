@@ -45,7 +45,7 @@ class OpenClaw(Gateway):
         self._runs: Memory[dict[str, Any] | None] = Memory()  # run: its actor
         self._children: Memory[tuple[str, str | None]] = Memory()  # session of a subagent: event of its start, run of who started it
         self._inputs: Memory[dict[str, Any]] = Memory()
-        self._definitions: Memory[str] = Memory()  # of a tool, by the offer that it was part of
+        self._definitions = self._kept("offers")  # of a tool, by the offer that it was part of
         self._defs: Memory[dict[str, str]] = Memory()  # run: each tool's contract
         self._failed: Memory[dict[str, Any]] = Memory()  # run: why its last model call came to nothing
         self._took: Memory[object] = Memory()  # run: milliseconds of its last model call
@@ -161,7 +161,7 @@ class OpenClaw(Gateway):
 
     def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The host's own diagnostics, which no hook gates: a run that it knows and we do not went past the gate."""
-        if str(event.get("runId")) not in self._runs:
+        if not self._open.knows(str(event.get("runId"))):
             self._record("policy.decision", "unknown", self._common(event, ctx) | {
                 "policy": {"engine": "clawtrail", "rule": "run-gate", "verdict": "none", "reason": "the run ended and its start was never recorded"},
                 "flag": {"rule": "trail.bypass", "severity": "critical", "technique": "T1562.001"}})  # fmt: skip
