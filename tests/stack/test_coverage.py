@@ -416,6 +416,8 @@ def test_coverage_a_scheduled_job_is_recorded_from_its_plan_to_its_end(gateway: 
     assert finished["outcome"] == "success" and finished["duration_us"] > 0
     (run,) = gateway.events("run.start", f'| session="{finished["session"]}"')
     assert run["trigger"] == {"type": "cron", "ref": finished["trigger"]["ref"]}
+    (called,) = gateway.events("tool.call", f'| session="{finished["session"]}"')
+    assert run["actor"]["type"] == called["actor"]["type"] == "system", "nobody asked for it"
 
 
 def test_coverage_who_came_to_the_gateways_door_is_recorded(gateway: Gateway) -> None:

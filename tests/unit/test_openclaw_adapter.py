@@ -322,6 +322,25 @@ def test_a_subagent_works_for_whoever_asked_its_parent(openclaw):
     assert back["trigger"] == {"type": "agent", "ref": "r2"} and back["caused_by"] == ended["id"]
 
 
+def test_nobody_is_taken_for_a_person_who_is_not_named_as_one(openclaw):
+    (job,) = take(openclaw, "before_agent_run", {"prompt": "tick", "senderIsOwner": False}, runId="r1", sessionKey="agent:main:cron:j:run:1", trigger="cron")
+    assert job["actor"] == {"type": "system", "owner": False}
+    assert call(openclaw, sessionKey="agent:main:cron:j:run:1", run="r1")["actor"] == {"type": "system"}
+    take(openclaw, "before_agent_run", {"prompt": "go", "senderId": "u1"}, runId="r2", sessionKey="s", channel="telegram")
+    assert call(openclaw, sessionKey="s", run="r2", requester={"channel": "telegram", "senderIsOwner": True})["actor"]["type"] == "user"
+    take(openclaw, "subagent_spawned", {"childSessionKey": "s:subagent:1", "runId": "r3", "agentId": "main"}, requesterSessionKey="s")
+    take(openclaw, "before_agent_run", {"prompt": "do"}, runId="r3", sessionKey="s:subagent:1")
+    child = call(openclaw, sessionKey="s:subagent:1", run="r3", requester={"channel": "telegram", "senderIsOwner": False})
+    assert child["actor"]["type"] == "agent"
+    assert "actor" not in call(openclaw, run=None), "POST /tools/invoke"
+
+
+def test_a_result_is_found_by_its_trace_and_says_no_span_that_the_host_did_not_say(openclaw):
+    called = call(openclaw, trace=TRACE)
+    (result,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": "c", "result": {"content": "ok"}}, runId="r")
+    assert called["trace"] == {"id": "a" * 32, "span": "b" * 16} and result["trace"] == {"id": "a" * 32}
+
+
 def test_the_end_of_a_subagent_that_never_began_is_only_a_reset(openclaw):
     assert take(openclaw, "subagent_ended", {"targetSessionKey": "s", "targetKind": "acp", "reason": "session-reset", "outcome": "reset"}) == []
 

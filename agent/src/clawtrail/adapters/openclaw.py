@@ -125,7 +125,8 @@ class OpenClaw(Gateway):
         common = self._common(event, ctx)
         session, run = common["session"], common["run"]
         surface = hooks.text(ctx.get("channel") or ctx.get("messageProvider")) or None
-        actor = hooks.some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface}) or {}
+        sort = "system" if ctx.get("trigger") in ("cron", "heartbeat") and not event.get("senderId") else "user"
+        actor = hooks.some({"type": sort, "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface}) or {}
         if actor.get("id"):
             actor["auth"] = "asserted" if surface == "webchat" else "verified"
         trigger, caused_by, actor = self._started_by(run, session, event, ctx, actor)
@@ -217,8 +218,8 @@ class OpenClaw(Gateway):
         fields = common | {
             "step": self._step(common.get("run")),
             "caused_by": self._decided(tool, common),
-            "actor": hooks.some({"type": "user", "id": requester.get("senderId"), "owner": requester.get("senderIsOwner"),
-                            "surface": requester.get("channel")}),
+            "actor": hooks.some({"type": self._sort_of_actor(common["run"], requester), "id": requester.get("senderId"),
+                                 "owner": requester.get("senderIsOwner"), "surface": requester.get("channel")}),
             "tool": tool,
             "params": params,
             "content": hooks.without_excerpt(self._parameters(params, written)),
@@ -255,6 +256,10 @@ class OpenClaw(Gateway):
         if forbidden:
             self._forbid(forbidden, call_id, common | {"caused_by": attempt, "tool": tool}, fields | {"params": params})
 
+    def _sort_of_actor(self, run: object, requester: dict[str, Any]) -> str | None:
+        """What its run says; else a person, where the host names one. Who calls `POST /tools/invoke` is not told."""
+        return hooks.group(self._runs.get(str(run))).get("type") or ("user" if requester.get("senderId") else None)
+
     def _forbid(self, hit: Hit, call_id: str, fields: dict[str, Any], call: dict[str, Any]) -> None:
         """Raises Denied, with all that is on record of the call."""
         fields |= {"policy": verdict(hit), "flag": flag([hit])}
@@ -285,7 +290,7 @@ class OpenClaw(Gateway):
         outcome = hooks.tool_outcome(error, result, details)
         fields = common | {
             "step": self._steps.get(str(common["run"])),
-            "trace": common["trace"] or (call.trace if call else None),
+            "trace": common["trace"] or (call.trace and hooks.some({"id": call.trace.get("id")}) if call else None),
             "caused_by": call.event if call else self._decided(tool, common),  # bad arguments: decided, and never called
             "tool": tool,
             "content": self._content(hooks.text(result.get("content"))) if result else None,
