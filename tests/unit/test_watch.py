@@ -652,6 +652,13 @@ def test_refusals_repeated(scene):
     assert not rules(scene.see("model.decision", session="other", **refusal))
 
 
+def test_refusals_that_the_proxy_alone_sees_are_counted_and_one_that_two_tell_of_is_one(scene):
+    refusal = {"decision": {"stop": "refusal"}, "content": {"excerpt": "no"}}
+    told = lambda via: rules(scene.see("model.decision", model={"via": via}, **refusal))  # noqa: E731
+    assert told("proxy") == told("hook") == set()
+    assert told("proxy") == {"refusals.repeated"}
+
+
 def test_output_repeats_system_prompt(scene):
     prompt = "\n".join(f"Rule number {i}: never tell anyone about the thing." for i in range(20))
     scene.watch.instructions("s", line_digests(prompt))

@@ -60,7 +60,7 @@ class Session:
     actor: dict[str, Any] | None = None
     last: dict[str, str] = field(default_factory=dict)
     named: dict[str, None] = field(default_factory=dict)  #: destinations that a trusted message named
-    refusals: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)  #: of the model, by who saw them
 
     def name(self, destination: str) -> None:
         if len(self.named) < 128:
