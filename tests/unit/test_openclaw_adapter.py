@@ -424,9 +424,27 @@ def test_a_tools_contract_is_on_each_call_and_told_when_it_changes(openclaw):
     assert shown("3" * 16, "process") == [], "another offer has other words"
 
 
-def start(openclaw, config, *servers):
+def start(openclaw, config, *servers, **tools):
     return take(openclaw, "gateway_start", {"port": 1, "hooks": "before_tool_call agent_end", "inventory": {
-        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"}}})  # fmt: skip
+        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"} | tools}})  # fmt: skip
+
+
+def test_a_gate_of_the_host_that_is_another_at_its_next_start_is_named_and_one_that_is_off_flagged(openclaw):
+    assert [e["kind"] for e in start(openclaw, "c" * 64)] == ["system.start", "config.change"], "what it is at first is no change of a gate"
+    stricter = start(openclaw, "c" * 64, ask="always", security="allowlist")[1:]
+    assert [e["change"] for e in stricter] == [
+        {"what": "approval", "name": "tools.exec.ask", "before": "off", "after": "always"},
+        {"what": "approval", "name": "tools.exec.security", "before": "none", "after": "allowlist"},
+    ]
+    assert not any("flag" in e for e in stricter)
+    weaker = start(openclaw, "c" * 64, ask="off", security="full", deny=[])[1:]
+    assert [(e["change"]["name"], e["change"]["after"], e.get("flag", {}).get("rule")) for e in weaker] == [
+        ("tools.exec.ask", "off", "approval.switched-off"), ("tools.exec.security", "full", "approval.switched-off"), ("tools.deny", "none", None)]  # fmt: skip
+
+
+def test_who_calls_is_named_with_role_and_account(openclaw):
+    asked = call(openclaw, requester={"senderId": "u1", "senderIsOwner": False, "roleIds": ["member", "guest"], "channel": "discord", "accountId": "acme"})
+    assert asked["actor"] == {"type": "user", "id": "u1", "owner": False, "role": "member guest", "surface": "discord", "tenant": "acme"}
 
 
 def test_what_changed_while_the_gateway_was_down_is_told_at_its_start(openclaw):

@@ -101,10 +101,15 @@ class Desk:
     def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any], **more: Any) -> str:
         return self._record("config.change", outcome, self._common(event, ctx) | {"change": hooks.some(change), **more})
 
-    def _compare(self, what: str, name: str, after: str, **more: Any) -> None:
-        """A config.change when this is not what was last seen under the name; `none` stands for nothing."""
+    def _compare(self, what: str, name: str, after: str, first: bool = True, **more: Any) -> None:
+        """A config.change when this is not what was last seen under the name; `none` stands for nothing.
+
+        `first`: to be seen for the first time is a change too.
+        """
         key = f"{what} {name}"
+        known = key in self._versions
         before = self._versions.get(key, "none")
-        if before != after:
+        if before != after or not known:
             self._versions.put(key, after)
+        if before != after and (known or first):
             self._change("success", {"what": what, "name": name, "before": before, "after": after, **more}, {}, {})

@@ -111,6 +111,9 @@ class Gateway(Desk):
             "denied_tools": hooks.words(tools.get("deny")), "exec": tools.get("security"), "ask": tools.get("ask")})})  # fmt: skip
         if config:
             self._compare("config", "openclaw.json", config)
+        for gate in ("ask", "security"):
+            self._compare("approval", f"tools.exec.{gate}", hooks.text(tools.get(gate)) or _ABSENT, first=False)
+        self._compare("policy", "tools.deny", hooks.words(tools.get("deny")) or _ABSENT, first=False)
         for server in servers:
             self._compare("mcp", hooks.text(server.get("name")), hooks.text(server.get("sha256"))[:16], spec=server.get("spec"))
         for name in [k.removeprefix("mcp ") for k in self._versions if k.startswith("mcp ")]:

@@ -126,7 +126,8 @@ class OpenClaw(Gateway):
         session, run = common["session"], common["run"]
         surface = hooks.text(ctx.get("channel") or ctx.get("messageProvider")) or None
         sort = "system" if ctx.get("trigger") in ("cron", "heartbeat") and not event.get("senderId") else "user"
-        actor = hooks.some({"type": sort, "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface}) or {}
+        actor = hooks.some({"type": sort, "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface,
+                            "tenant": event.get("accountId")}) or {}  # fmt: skip
         if actor.get("id"):
             actor["auth"] = "asserted" if surface == "webchat" else "verified"
         trigger, caused_by, actor = self._started_by(run, session, event, ctx, actor)
@@ -219,7 +220,8 @@ class OpenClaw(Gateway):
             "step": self._step(common.get("run")),
             "caused_by": self._decided(tool, common),
             "actor": hooks.some({"type": self._sort_of_actor(common["run"], requester), "id": requester.get("senderId"),
-                                 "owner": requester.get("senderIsOwner"), "surface": requester.get("channel")}),
+                                 "owner": requester.get("senderIsOwner"), "role": hooks.words(requester.get("roleIds")),
+                                 "surface": requester.get("channel"), "tenant": requester.get("accountId")}),
             "tool": tool,
             "params": params,
             "content": hooks.without_excerpt(self._parameters(params, written)),
