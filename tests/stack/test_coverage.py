@@ -204,6 +204,8 @@ class Gateway:
         said = self.one("skill", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
         found = re.search(r"skill proposal (\S+)", said)
         self.turn("skill-apply", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
+        self.events("config.change", '|= `"what":"skill"` |= "greet-politely" != `"by":"proposal"`')
+        self.turn("skill-again", ("exec", {"command": "echo '3. Ask for the card.' >> $(grep -l greet-politely $(find /state -name SKILL.md))"}))
 
     def scheduled(self) -> None:
         job = self.call("cron.add", {
@@ -443,10 +445,12 @@ def test_coverage_the_start_says_what_the_gateway_is(gateway: Gateway, registere
 
 
 def test_coverage_a_skill_that_the_agent_wrote_is_recorded_from_its_proposal_to_its_hash(gateway: Gateway) -> None:
-    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 2)
+    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 4)
     assert changes[0]["outcome"] == "attempt" and changes[0]["change"]["by"] == "proposal"
-    live = [c["change"] for c in changes if c["change"]["by"] != "proposal"]
-    assert live[-1]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[-1]["after"])
+    live = [c for c in changes if c["change"]["by"] != "proposal"]
+    assert live[0]["change"]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[0]["change"]["after"])
+    assert live[1]["change"]["before"] == live[0]["change"]["after"] != live[1]["change"]["after"]
+    assert live[1]["flag"]["rule"] == "capability.changed-after-approval" and "flag" not in live[0]
 
 
 def test_coverage_a_message_to_a_channel_is_recorded_from_its_attempt_to_what_became_of_it(gateway: Gateway) -> None:
@@ -470,6 +474,7 @@ def test_coverage_a_message_with_a_picture_names_it_and_who_sent_it(gateway: Gat
 def test_coverage_who_asks_to_write_to_the_agent_and_what_was_answered(gateway: Gateway) -> None:
     asked = gateway.events("auth.login", '|= "channel.pairing"', 2)
     assert {e["actor"]["id"] for e in asked} == {str(ADMITTED), str(DISMISSED)} and {e["outcome"] for e in asked} == {"attempt"}
+    assert {e["flag"]["rule"] for e in asked} == {"auth.new-device"}
     steered = {e["change"]["name"]: e["outcome"] for e in gateway.events("config.change", '|= `"by":"operator"` |= "channels.pairing"', 3)}
     assert steered["channels.pairing.approve"] == steered["channels.pairing.dismiss"] == "success"
     assert gateway.dm(ADMITTED, "run.start") and not gateway.stack.query(f'{{job="audit"}} | session="agent:main:telegram:direct:{DISMISSED}"')
@@ -578,3 +583,11 @@ def test_coverage_a_configuration_that_may_be_written_tells_who_wrote_it(gateway
     assert (change["outcome"], told["what"], told["name"], told["by"]) == ("success", "config", "/state/etc/openclaw.json", "cli")
     assert "logging.level" in told["spec"].split() and re.fullmatch("[0-9a-f]{64}", told["before"]) and told["after"] != told["before"]
     assert "config set logging.level debug" in change["params"]["argv"]
+    for ask in ("always", "off"):
+        code, said = running.run_inside("openclaw", "openclaw", "config", "set", "tools.exec.ask", ask)
+        assert code == 0, said
+        running.container("openclaw").restart(timeout=10)
+        running.wait_healthy("openclaw", 120)
+        gate = gateway.events("config.change", f'|= "tools.exec.ask" |= `"what":"approval"` |= `"after":"{ask}"`')[-1]
+        assert gate["change"]["before"] == {"always": "off", "off": "always"}[ask]
+        assert gate.get("flag", {}).get("rule") == {"always": None, "off": "approval.switched-off"}[ask]
