@@ -424,22 +424,24 @@ def test_a_tools_contract_is_on_each_call_and_told_when_it_changes(openclaw):
     assert shown("3" * 16, "process") == [], "another offer has other words"
 
 
-def start(openclaw, config, *servers, **tools):
+def start(openclaw, config, *servers, gates=None, agents=("main", "coder"), **tools):
     return take(openclaw, "gateway_start", {"port": 1, "hooks": "before_tool_call agent_end", "inventory": {
-        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"} | tools}})  # fmt: skip
+        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"} | tools,
+        "gates": gates, "agents": list(agents)}})  # fmt: skip
 
 
 def test_a_gate_of_the_host_that_is_another_at_its_next_start_is_named_and_one_that_is_off_flagged(openclaw):
-    assert [e["kind"] for e in start(openclaw, "c" * 64)] == ["system.start", "config.change"], "what it is at first is no change of a gate"
-    stricter = start(openclaw, "c" * 64, ask="always", security="allowlist")[1:]
-    assert [e["change"] for e in stricter] == [
-        {"what": "approval", "name": "tools.exec.ask", "before": "off", "after": "always"},
-        {"what": "approval", "name": "tools.exec.security", "before": "none", "after": "allowlist"},
-    ]
-    assert not any("flag" in e for e in stricter)
-    weaker = start(openclaw, "c" * 64, ask="off", security="full", deny=[])[1:]
-    assert [(e["change"]["name"], e["change"]["after"], e.get("flag", {}).get("rule")) for e in weaker] == [
-        ("tools.exec.ask", "off", "approval.switched-off"), ("tools.exec.security", "full", "approval.switched-off"), ("tools.deny", "none", None)]  # fmt: skip
+    ask, security, sandbox = "tools.exec.ask", "agents.entries.coder.tools.exec.security", "agents.defaults.sandbox.mode"
+    first = start(openclaw, "c" * 64, gates={ask: "off", security: "deny", sandbox: "all"})
+    assert [e["kind"] for e in first] == ["system.start", "config.change"], "what it is at first is no change of a gate"
+    stricter = start(openclaw, "c" * 64, gates={ask: "always", security: "deny", sandbox: "all"})[1:]
+    assert [e["change"] for e in stricter] == [{"what": "approval", "name": ask, "before": "off", "after": "always"}] and "flag" not in stricter[0]
+    weaker = start(openclaw, "c" * 64, gates={ask: "off", security: "full"}, deny=[])[1:]
+    assert [(e["change"]["what"], e["change"]["name"], e["change"]["after"], e.get("flag", {}).get("rule")) for e in weaker] == [
+        ("approval", ask, "off", "approval.switched-off"), ("approval", security, "full", "approval.switched-off"),
+        ("sandbox", sandbox, "none", "approval.switched-off"), ("policy", "tools.deny", "none", None)]  # fmt: skip
+    assert len(start(openclaw, "c" * 64, gates={ask: "off", security: "full"}, deny=[])) == 1, "told once"
+    assert len(start(openclaw, "c" * 64, gates={ask: "off"}, deny=[], agents=["main"])) == 1, "the agent itself is gone"
 
 
 def test_who_calls_is_named_with_role_and_account(openclaw):
