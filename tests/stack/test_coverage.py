@@ -199,13 +199,12 @@ class Gateway:
     def skill(self) -> None:
         """The agent writes a skill for itself and puts it to use."""
         text = "---\nname: greet-politely\ndescription: Greeting a customer by name.\n---\n\n1. Say hello.\n2. Say the name.\n"
-        self.turn("skill", ("skill_workshop", {"action": "create", "name": "greet-politely", "description": "Greeting a customer by name.",
-                                               "proposal_content": text, "goal": "greet"}))  # fmt: skip
-        said = self.one("skill", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
-        found = re.search(r"skill proposal (\S+)", said)
-        self.turn("skill-apply", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
-        self.events("config.change", '|= `"what":"skill"` |= "greet-politely" != `"by":"proposal"`')
-        self.turn("skill-again", ("exec", {"command": "echo '3. Ask for the card.' >> $(grep -l greet-politely $(find /state -name SKILL.md))"}))
+        for action, which, content in (("create", "name", text), ("update", "skill_name", text + "3. Ask for the card.\n")):
+            self.turn(f"skill-{action}", ("skill_workshop", {"action": action, which: "greet-politely", "description": "Greeting a customer by name.",
+                                                             "proposal_content": content, "goal": "greet"}))  # fmt: skip
+            said = self.one(f"skill-{action}", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
+            found = re.search(r"skill proposal (\S+)", said)
+            self.turn(f"skill-{action}d", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
 
     def scheduled(self) -> None:
         job = self.call("cron.add", {
@@ -445,12 +444,12 @@ def test_coverage_the_start_says_what_the_gateway_is(gateway: Gateway, registere
 
 
 def test_coverage_a_skill_that_the_agent_wrote_is_recorded_from_its_proposal_to_its_hash(gateway: Gateway) -> None:
-    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 4)
+    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 6)
     assert changes[0]["outcome"] == "attempt" and changes[0]["change"]["by"] == "proposal"
     live = [c for c in changes if c["change"]["by"] != "proposal"]
     assert live[0]["change"]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[0]["change"]["after"])
     assert live[1]["change"]["before"] == live[0]["change"]["after"] != live[1]["change"]["after"]
-    assert live[1]["flag"]["rule"] == "capability.changed-after-approval" and "flag" not in live[0]
+    assert [(e["change"]["by"], e["flag"]["rule"]) for e in live] == [("agent", "capability.added-by-agent"), ("agent", "capability.changed-after-approval")]
 
 
 def test_coverage_a_message_to_a_channel_is_recorded_from_its_attempt_to_what_became_of_it(gateway: Gateway) -> None:

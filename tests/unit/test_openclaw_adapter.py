@@ -484,6 +484,15 @@ def test_openclaws_own_account_of_a_changed_configuration(openclaw):
     assert failed["outcome"] == "failure" and failed["error"] == {"type": "config", "code": "EPERM", "message": "no"}
 
 
+def test_a_skill_is_the_agent_s_own_while_its_tool_runs_and_an_operator_s_otherwise(openclaw):
+    made = {"action": "created", "source": "workshop", "after": {"name": "wave", "revision": {"treeSha256": "1" * 64}}}
+    assert take(openclaw, "skill_changed", made)[0]["change"]["by"] == "workshop"
+    take(openclaw, "before_tool_call", {"toolName": "skill_workshop", "toolCallId": "w", "params": {"action": "apply"}}, runId="r")
+    (own,) = take(openclaw, "skill_changed", made | {"after": {"name": "nod", "revision": {"treeSha256": "2" * 64}}})
+    assert own["change"]["by"] == "agent" and own["flag"]["rule"] == "capability.added-by-agent"
+    assert take(openclaw, "skill_changed", made | {"source": "clawhub"})[0]["change"]["by"] == "clawhub"
+
+
 def test_a_skill_that_changed_is_named_with_its_hashes(openclaw):
     def skill(digit):
         return {"name": "greet", "skillFile": "/w/SKILL.md", "revision": {"treeSha256": f"sha256:{digit * 64}"}}

@@ -336,10 +336,13 @@ class Gateway(Desk):
     def _skill(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """A live skill was created, updated or removed. Before and after are the hashes of its whole folder."""
         before, after = hooks.group(event.get("before")), hooks.group(event.get("after"))
+        by = event.get("source")
+        if by == "workshop" and any(tool.tool == "skill_workshop" for tool in self._open.open_tools()):
+            by = "agent"  # else a person, through the control interface
         self._change("success", {
             "what": "skill", "name": after.get("name") or before.get("name") or event.get("name"),
             "before": hooks.revision(before) or _ABSENT, "after": hooks.revision(after) or _ABSENT,
-            "by": event.get("source"), "spec": after.get("skillFile") or before.get("skillFile")}, event, ctx)  # fmt: skip
+            "by": by, "spec": after.get("skillFile") or before.get("skillFile")}, event, ctx)  # fmt: skip
 
     def _skill_proposal(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """What the agent would like to learn, and what became of it: created, applied, rejected."""
