@@ -203,7 +203,7 @@ class Gateway:
             self.turn(f"skill-{action}", ("skill_workshop", {"action": action, which: "greet-politely", "description": "Greeting a customer by name.",
                                                              "proposal_content": content, "goal": "greet"}))  # fmt: skip
             said = self.one(f"skill-{action}", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
-            found = re.search(r"skill proposal (\S+)", said)
+            found = re.search(r"skill (?:update )?proposal (\S+)", said)
             self.turn(f"skill-{action}d", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
 
     def scheduled(self) -> None:
@@ -444,8 +444,9 @@ def test_coverage_the_start_says_what_the_gateway_is(gateway: Gateway, registere
 
 
 def test_coverage_a_skill_that_the_agent_wrote_is_recorded_from_its_proposal_to_its_hash(gateway: Gateway) -> None:
-    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 6)
+    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 8)
     assert changes[0]["outcome"] == "attempt" and changes[0]["change"]["by"] == "proposal"
+    assert not any("flag" in c for c in changes if c["change"]["by"] == "proposal"), "what is proposed is no skill yet"
     live = [c for c in changes if c["change"]["by"] != "proposal"]
     assert live[0]["change"]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[0]["change"]["after"])
     assert live[1]["change"]["before"] == live[0]["change"]["after"] != live[1]["change"]["after"]

@@ -55,7 +55,7 @@ class Changes:
         off = after.lower() in _OFF
         if what == "schedule":
             self._jobs.changed(seen, change)
-        elif what in ("tool", "skill", "plugin", "mcp", "knowledge"):
+        elif what in ("tool", "skill", "plugin", "mcp", "knowledge") and seen.outcome == "success" and change.get("by") != "proposal":
             self._capability(seen, change, what, name, after)
         if off and (what in ("approval", "sandbox") or what in ("policy", "config") and _GATE_NAME.search(name)):
             seen.hit("approval.switched-off")
