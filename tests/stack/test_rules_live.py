@@ -62,6 +62,10 @@ CASES: dict[str, tuple[list[Line], list[Line]]] = {
         [change("tool", "crm__read", "2" * 16, before="none")],
     ),
     "capability.added-by-agent": ([change("plugin", "stealth", "1.0", by="agent")], [change("plugin", "stealth", "1.0", by="operator")]),
+    "capability.changed-after-approval": (
+        [change("mcp", "crm", "1" * 16), change("mcp", "crm", "2" * 16)],
+        [change("mcp", "crm", "1" * 16), change("mcp", "crm", "1" * 16)],
+    ),
     "approval.rubber-stamp": ([answered(n, 300) for n in range(3)], [answered(n, 30_000) for n in range(3)]),
     "message.loop": (
         [{"kind": "message.in", "peer": {"agent": "other-bot", "session": "o1", "proof": "cert"}, "content": {"excerpt": "and you?", "size": 8}}] * 61,
