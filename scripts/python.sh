@@ -15,12 +15,13 @@ find_python() {
   fail Python 'not usable' "$(python3 --version 2>&1 | head -n 1)" "Python $PYTHON_MIN or newer with venv" 'Debian, Ubuntu: apt-get install python3-venv'
 }
 
-# virtual_environment FOLDER EXTRAS REQUIREMENTS…: of the package with these extras and these files' requirements.
+# virtual_environment FOLDER EXTRAS REQUIREMENTS…: of the package with these extras and these files' requirements. What of
+# the package is C is compiled into its folder, if there is a compiler and Python's headers.
 virtual_environment() {
   local folder=$1 extras=$2 python wanted
   shift 2
   python=$(find_python)
-  wanted=$({ "$python" --version; echo "$ROOT $extras"; cat agent/pyproject.toml "$@"; } | cksum)
+  wanted=$({ "$python" --version; echo "$ROOT $extras"; cat agent/pyproject.toml agent/src/native/* "$@"; } | cksum)
   if [ -x "$folder/bin/python" ] && [ "$(cat "$folder/made-from" 2>/dev/null)" = "$wanted" ]; then
     log Python "virtual environment $folder" unchanged
     return

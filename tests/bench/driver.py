@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Iterable
 
+from .peers import PEERS
 from .stage import TESTS
 
 Result = dict[str, Any]
@@ -60,7 +61,7 @@ class Driver:
         bound = 100 + sum(v for k, v in given.items() if k in ("before", "away", "after"))
         say(f"{measurement.replace('_', ' ')}: {peer}")
         command = [sys.executable, "-m", "bench.measure", measurement, peer, json.dumps(given)]
-        output = run([*_NAMESPACE, *command] if namespace else command, TESTS, bound, BENCH_WORK=str(self.work))
+        output = run([*_NAMESPACE, *command] if namespace else command, TESTS, bound, BENCH_WORK=str(self.work), **dict(PEERS[peer].environment))
         try:
             result = json.loads(output.splitlines()[-1])
         except (IndexError, ValueError):

@@ -85,7 +85,7 @@ def _bound(what: str, write: _Write, mine: float | None, most: float, why: str =
 
 # -- speed -----------------------------------------------------------------------------------------------------
 
-_HANDLERS = ("null", "stdlib SysLogHandler", "tlssysloghandler", "rfc5424", "OTel", "logstash-async", OURS, "clawtrail memory", "clawtrail disk")
+_HANDLERS = ("null", "stdlib SysLogHandler", "tlssysloghandler", "rfc5424", "OTel", "logstash-async", OURS, "clawtrail memory", "clawtrail disk", "clawtrail pure")
 
 
 def _burst(bench: Driver) -> Runs:
@@ -98,11 +98,12 @@ def _compare(runs: Runs, what: str, key: str, write: _Write, bounds: dict[str, f
         yield _ratio(what, write, mine, peer, median(runs, peer, key), bound, least)
 
 
-def _other_durability(runs: Runs, what: str, key: str, write: _Write) -> Iterator[Line]:
-    """Where a `write` to the spool stands between no disk and a synced one."""
+def _other_ways(runs: Runs, what: str, key: str, write: _Write) -> Iterator[Line]:
+    """Where a `write` to the spool stands between no disk and a synced one, and what Python alone does of it."""
     for mode in ("memory", "disk"):
         mine = median(runs, f"clawtrail {mode}", key)
         yield _ratio(f"{what}; durability {mode}", write, mine, "durability write", median(runs, OURS, key), None)
+    yield _ratio(f"{what}; built without a compiler", write, median(runs, "clawtrail pure", key), "with one", median(runs, OURS, key), None)
 
 
 @_goal("emit", "emit through `logging`, burst", _HANDLERS)
@@ -110,7 +111,7 @@ def _emit(bench: Driver) -> Iterator[Line]:
     runs, what = _burst(bench), "emit p50 through logging, burst"
     bounds = {"tlssysloghandler": 0.6, "rfc5424": 0.45, "null": 1.8, "stdlib SysLogHandler": None, "OTel": None, "logstash-async": None}
     yield from _compare(runs, what, "p50", _micro, bounds)
-    yield from _other_durability(runs, what, "p50", _micro)
+    yield from _other_ways(runs, what, "p50", _micro)
     yield from _compare(runs, "emit p99 through logging, burst", "p99", _micro, {"tlssysloghandler": None, "rfc5424": None})
 
 
@@ -125,7 +126,7 @@ def _cpu(bench: Driver) -> Iterator[Line]:
     runs, what = _burst(bench), "process CPU per event, everything on"
     bounds = {"tlssysloghandler": 0.85, "rfc5424": 0.6, "OTel": 0.3, "stdlib SysLogHandler": None, "logstash-async": None}
     yield from _compare(runs, what, "process_cpu", _micro, bounds)
-    yield from _other_durability(runs, what, "process_cpu", _micro)
+    yield from _other_ways(runs, what, "process_cpu", _micro)
 
 
 @_goal("delivered", "delivered per second, everything on; the peers bare", _HANDLERS)
@@ -133,7 +134,7 @@ def _delivered(bench: Driver) -> Iterator[Line]:
     runs, what = _burst(bench), "delivered per second, everything on"
     bounds = {"tlssysloghandler": 1.2, "rfc5424": 1.7, "stdlib SysLogHandler": None, "OTel": None, "logstash-async": None}
     yield from _compare(runs, what, "delivered", _rate, bounds, least=True)
-    yield from _other_durability(runs, what, "delivered", _rate)
+    yield from _other_ways(runs, what, "delivered", _rate)
     for record in (900, 16384):
         sink = bench.rounds_of("ceiling", ["sync TLS write"], 1, n=30000, record=record)
         of = "one event" if record == 900 else "16 KiB"

@@ -93,6 +93,7 @@ class Peer:
     ours: bool = False
     delivers: bool = True
     subject: type[Subject] = Subject
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def _formatted(handler: logging.Handler) -> logging.Handler:
@@ -197,5 +198,6 @@ PEERS: dict[str, Peer] = {
     OURS: Peer("tls", _ours(), "clawtrail", patience=15.0, ours=True),
     "clawtrail memory": Peer("tls", _ours(durability="memory"), ours=True, patience=15.0),
     "clawtrail disk": Peer("tls", _ours(durability="disk"), ours=True, patience=15.0),
+    "clawtrail pure": Peer("tls", _ours(), ours=True, patience=15.0, environment=(("CLAWTRAIL_NATIVE", "0"),)),
     "record()": Peer("tls", _ours(), ours=True, patience=15.0, subject=Direct),
 }

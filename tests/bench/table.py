@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import ssl
@@ -69,7 +70,7 @@ Python {machine["python"]}, {machine["openssl"]}, Linux {machine["kernel"]}, the
 
 Every peer gets the same event, one logging call with 16 fields; its values change from event to event as an agent's do.
 Peers that need a formatter have the same JSON formatter. Ours has everything on: redaction, numbers, hash chain, RFC 5424
-structured data, a spool on disk with durability `write`, proof `window`. The peers run bare. Each measurement is a process
+structured data, a spool on disk with durability `write`, proof `window`; it was built with{"" if machine["compiled"] else "out"} a C compiler. The peers run bare. Each measurement is a process
 of its own; the peers take turns, {report["rounds"]} rounds, medians (of losses, the worst round). The receiver is a process
 too: TLS 1.3 with session tickets and client certificates (HTTP for OTel, TCP in clear for the standard library's handler),
 and it notes each event that it has read before anything can kill it. Goals that say no number of a peer are promises that
@@ -99,6 +100,7 @@ def machine(work: Path) -> dict[str, Any]:
         "kernel": platform.release().split("-")[0],
         "filesystem": _filesystem(work),
         "packages": packages | {"orjson": _version("orjson")},
+        "compiled": importlib.util.find_spec("clawtrail._native") is not None,
     }
 
 

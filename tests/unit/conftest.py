@@ -64,9 +64,10 @@ def pki(tmp_path_factory):
 def shapes(request):
     """No test makes an event that the schema does not describe, unless it says that it does so on purpose."""
     shapes = Shapes()
-    recorder_module._taps.add(shapes.line)
+    recorder_module._taps.add(shapes.accepted)
     yield shapes
-    recorder_module._taps.discard(shapes.line)
+    recorder_module._taps.discard(shapes.accepted)
+    shapes.check_accepted()
     wrong = shapes.own if request.node.get_closest_marker("odd_events") else shapes.own + shapes.wrong
     assert not wrong, "\n".join(["events that are not of the schema:", *wrong])
 

@@ -20,6 +20,15 @@ class Shapes:
         self.wrong: list[str] = []
         self.own: list[str] = []
         self._seen: set[str] = set()
+        self._accepted: list[bytes] = []
+
+    def accepted(self, line: bytes) -> None:
+        """A line that a recorder hands out, perhaps in a signal handler: to be checked when there is time for it."""
+        self._accepted.append(line)
+
+    def check_accepted(self) -> None:
+        while self._accepted:
+            self.line(self._accepted.pop())
 
     def line(self, line: bytes) -> None:
         """Checks one line, if it is an event of ours: tests also send what is none."""

@@ -13,14 +13,18 @@ import threading
 
 import pytest
 
+from clawtrail.native import native
 from support import eventually
 
 CHILD = r"""
-import itertools, os, sys, threading
+import ctypes, itertools, mmap, os, sys, threading
 from pathlib import Path
-from clawtrail import Recorder, segment, shipper, spool, transport
 
 port, tls, durability, point, nth, options = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6:]
+if point in ("before append", "after append", "mid-copy"):
+    os.environ["CLAWTRAIL_NATIVE"] = "0"  # where Python stores; the same points of the compiled way are those of a lane
+from clawtrail import Recorder, segment, shipper, spool, transport
+
 shipper.BACKOFF, shipper.TICK, shipper.BARRIER = (0.01, 0.05), 0.05, (0.02, 0.1, 500)
 if "written-through" in options:
     segment.mappable = lambda path: False
@@ -120,7 +124,29 @@ recorder = Recorder(
     # the kernels of both sides may hold more than a small window; so where connections break, it is a barrier that proves
     **({"quota": 16 << 20, "proof": "barrier", "window": 6 << 20} if "breaks" in options else {"quota": 1 << 20, "window": 20_000}),
 )
-counter = itertools.count()
+
+
+class Watched:
+    # a lane that is killed before it stores an event, after that, or in the middle of the copy, by a page that it cannot write to
+    def __init__(self, real):
+        self.real, self.open, self.shut = real, real.open, real.shut
+
+    def put(self, *args):
+        die("before lane")
+        active = recorder._outbox.own and recorder._outbox.own.active
+        if point == "mid-lane" and active:
+            page = (active.end // 4096 + 1) * 4096
+            if active.end + 1000 > page > active.end + 200 and next(reached) == nth:
+                libc, base = ctypes.CDLL(None, use_errno=True), ctypes.addressof(ctypes.c_char.from_buffer(active.map))
+                assert libc.mprotect(ctypes.c_void_p(base + page), ctypes.c_size_t(4096), mmap.PROT_READ) == 0
+        receipt = self.real.put(*args)
+        if receipt:
+            die("after lane")
+        return receipt
+
+
+if point.endswith("lane"):
+    recorder.lane = Watched(recorder.lane)
 
 
 def work(name):
@@ -150,10 +176,11 @@ def run(receiver, pki, durability, point, nth, *options, kill_after=None):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode in (-signal.SIGKILL, 0), err.decode()
+    killed = -signal.SIGSEGV if point == "mid-lane" else -signal.SIGKILL
+    assert process.returncode in (killed, 0), err.decode()
     lines = [line.split() for line in out.decode().splitlines() if line != "done"]
     known = [(epoch, int(seq), who, int(i)) for epoch, seq, who, i in (line for line in lines if len(line) == 4)]
-    return known, process.returncode == -signal.SIGKILL
+    return known, process.returncode == killed
 
 
 def judge(receiver, make_recorder, runs):
@@ -212,6 +239,14 @@ POINTS = {
 
 @pytest.mark.parametrize("point, nth", [(p, n) for p, positions in POINTS.items() for n in positions])
 def test_what_was_accepted_arrives_after_a_kill(point, nth, receiver, make_recorder, pki):
+    known, killed = run(receiver, pki, "write", point, nth)
+    assert killed, "the point was never reached"
+    judge(receiver, make_recorder, [known])
+
+
+@pytest.mark.skipif(native is None, reason="the package was built without a C compiler, or CLAWTRAIL_NATIVE=0 is set")
+@pytest.mark.parametrize("point, nth", [(p, n) for p in ("before lane", "after lane", "mid-lane") for n in (2, 40, 200)])
+def test_what_was_accepted_arrives_after_a_kill_on_the_compiled_way(point, nth, receiver, make_recorder, pki):
     known, killed = run(receiver, pki, "write", point, nth)
     assert killed, "the point was never reached"
     judge(receiver, make_recorder, [known])

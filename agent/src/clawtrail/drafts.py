@@ -47,6 +47,10 @@ class Drafts:
             parts = self._new_parts(body, *alike)
         return event.uuid7(), moment, tail[1:], parts
 
+    def between(self, claim: str, kind: str) -> bytes:
+        """Of every frame of these: its text between its time and its number; see `syslog.Header.parts`."""
+        return self._header(claim).parts(6, kind, ())[1].encode()
+
     def own(self, kind: str, outcome: str, fields: dict[str, Any]) -> Draft:
         """Of an event about the trail itself, now."""
         return self.make(kind, outcome, fields, event.timestamp(), self.claim)

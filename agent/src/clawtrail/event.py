@@ -15,9 +15,10 @@ import os
 import re
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from .errors import EventError
+from .native import native
 
 try:
     import orjson
@@ -90,7 +91,7 @@ def _seed(millisecond: int) -> tuple[int, str, Iterator[int]]:
 _ids = _seed(0)
 
 
-def uuid7() -> str:
+def _uuid7() -> str:
     """A new UUID version 7 (RFC 9562 section 5.7): sorts by time; inside of one millisecond, by the order of creation.
 
     Each millisecond begins at 73 random bits and counts up (section 6.2, methods 1 and 2). Unique over threads and,
@@ -112,6 +113,8 @@ def _forget_ids() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_ids)
+
+uuid7: Callable[[], str] = native.uuid7 if native else _uuid7
 
 _second = (0, "1970-01-01T00:00:00.")  #: the last second that was written, and how it begins
 

@@ -18,19 +18,15 @@ from typing import Any, Iterator
 
 from . import event, settings
 from .errors import QueueFull, SpoolError
+from .lane import ATTRIBUTES, MEANT, STANDARD
 from .recorder import Recorder
 from .redact import Found
 
 FRAMES = 10  #: of a traceback, the innermost; cut by frame and not by character, so that no secret is cut before it is found
 NESTED_MAX = 8  #: records that are logged while a record is handled, by one thread
 
-#: `message` and `asctime` come from formatters, `taskName` from Python 3.12 and later, the rest from structlog
-_STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {
-    "message", "asctime", "taskName", "_logger", "_name", "_record", "_from_structlog",
-}  # fmt: skip
-*_, _LAST = _ATTRIBUTES = tuple(vars(logging.LogRecord("", 0, "", 0, "", (), None)))
-_COUNT = len(_ATTRIBUTES)
-_MEANT = (frozenset(event.FIELDS) | {"kind", "outcome", "agent_id"}) - _STANDARD - {"log"}  # what a producer decides about an event
+*_, _LAST = ATTRIBUTES
+_COUNT = len(ATTRIBUTES)
 _GROUPS = frozenset(event.FIELDS) - event.SINGLE  # objects, in an event
 _BUILTIN = frozenset({str, int, float, bool, type(None)})
 _SEVERITY = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}  # RFC 5424 section 6.2.1
@@ -78,6 +74,7 @@ class TLSSysLogHandler(logging.Handler):
         self._agent = event.written(made.agent) if made.agent else None
         self._fail = made.options.get("when_full") == "fail"
         self._next_word, self._unsaid = 0.0, 0
+        self._syncs = made.options.get("durability") == "disk"
         self.recorder = Recorder(made.address, made.tls, agent=made.name, **made.options)
         super().__init__(level)
 
@@ -86,11 +83,14 @@ class TLSSysLogHandler(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Filters and emits; not for our own loggers. False when a filter rejects the record."""
+        waiting = _thread.nested  # for the end of the record that this thread is in the middle of
+        if waiting is None and not self.filters and self._quick(record):
+            return True
         name = record.name
         if isinstance(name, str) and name.startswith("clawtrail") and (len(name) == 9 or name[9] == "."):
             return False
-        if _thread.nested is not None:
-            _thread.nested.append((self, record))
+        if waiting is not None:
+            waiting.append((self, record))
             return True
         nested: list[tuple[TLSSysLogHandler, logging.LogRecord]] = []
         _thread.nested = nested
@@ -116,7 +116,16 @@ class TLSSysLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """What goes wrong is counted and goes to `handleError`; only with `when_full="fail"` it is raised."""
-        self._ship(record)
+        if not self._quick(record):
+            self._ship(record)
+
+    def _quick(self, record: logging.LogRecord) -> bool:
+        """Whether the record went the quick way; see `lane`. Nothing foreign is called there, so nothing can be nested in it."""
+        formatter = self.formatter
+        if self._syncs or formatter is not None and type(formatter) is not logging.Formatter:
+            return False
+        recorder = self.recorder
+        return recorder.lane.log(recorder, record, self._agent, formatter)
 
     def _ship(self, record: logging.LogRecord, nested: bool = False) -> None:
         fields: dict[str, Any] = {}
@@ -269,7 +278,7 @@ def _sort_extra(attributes: dict[str, Any], fields: dict[str, Any], log: dict[st
     extra = tuple(names)
     meant, others, nested = _sorted.get(extra) or _remember_sorted(extra)
     if nested:
-        _sort({name: attributes[name] for name in extra if name not in _STANDARD}, fields, log)
+        _sort({name: attributes[name] for name in extra if name not in STANDARD}, fields, log)
         return
     for name in meant:
         fields[name] = attributes[name]
@@ -284,8 +293,8 @@ _sorted: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...], bool]] = 
 def _remember_sorted(extra: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
     if len(_sorted) >= 1024:
         _sorted.clear()
-    wanted = [name for name in extra if name not in _STANDARD]
-    meant, others = (tuple(name for name in wanted if (name in _MEANT) is known) for known in (True, False))
+    wanted = [name for name in extra if name not in STANDARD]
+    meant, others = (tuple(name for name in wanted if (name in MEANT) is known) for known in (True, False))
     _sorted[extra] = found = meant, others, "extra" in others
     return found
 
@@ -295,7 +304,7 @@ def _sort(members: dict[str, Any], fields: dict[str, Any], log: dict[str, Any]) 
     for name, value in members.items():
         if name == "extra" and isinstance(value, dict):
             _sort({k: v for k, v in value.items() if v is not value}, fields, log)
-        elif name in _MEANT:
+        elif name in MEANT:
             fields[name] = value
         else:
             log.setdefault("fields", {})[name] = value

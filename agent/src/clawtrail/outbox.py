@@ -29,7 +29,7 @@ _UNFINISHED = 3600.0  #: seconds after which a spool that was never finished bei
 _RETRY = 0.05  #: seconds between two looks for room while there is none
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """What one `take` gave out: the events of one spool behind number `before`, up to number `last`."""
 
@@ -75,7 +75,6 @@ class Outbox:
         self._room = threading.Condition()
         self._full = False
         self._limit = 0
-        self.last = 0  #: the number of the newest frame
         self._next_look = 0.0
         self._sync_lock = threading.Lock()
         self._synced = 0
@@ -102,11 +101,15 @@ class Outbox:
             except SpoolFull:  # of the disk: proven segments make way here too
                 if not self._make_way():
                     raise
-        self.last = seq
         now = time.monotonic()
         if now >= self._next_moment:
             self._next_moment = now + 0.1
             self._moments.append((seq, now))
+
+    @property
+    def last(self) -> int:
+        """The number of the newest frame, 0 before the first."""
+        return self.own.last if self.own else 0
 
     @property
     def used(self) -> int:
@@ -295,7 +298,9 @@ class Outbox:
     @property
     def unsent(self) -> int:
         """Events that were not handed to the connection yet, those of dead processes included."""
-        return sum(spool.appended - spool.taken for spool in (*self._foreign, self.own) if spool is not None)
+        own = self.own
+        waiting = own.appended - own.taken if own is not None else 0
+        return waiting + sum([spool.appended - spool.taken for spool in self._foreign]) if self._foreign else waiting
 
     @property
     def unproven(self) -> int:

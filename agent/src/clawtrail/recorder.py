@@ -24,6 +24,7 @@ from .drafts import Draft, Drafts
 from .errors import ConfigurationError, EventError, QueueFull, SpoolError, SpoolFull
 from .losses import Losses
 from .gates import DEADLINE, Gates
+from .lane import Closed, Lane
 from .outbox import Outbox, folder_of
 from .progress import Progress
 from .proof import HTTPSWatermark, Watermark
@@ -133,6 +134,7 @@ class Recorder:
             raise ConfigurationError(f"window {window}; expected bytes, at most half of the quota ({quota // 2})")
         self.endpoints = endpoints(address)
         self.agent, self.durability, self.when_full, self.full_timeout = agent, durability, when_full, full_timeout
+        self._syncs = durability == "disk"
         self._tls = TLS(tls if isinstance(tls, TLSFiles) else Path(tls), server_hostname, minimum_version)
         self.proof = proof if isinstance(proof, str) else type(proof).__name__
         self._proof = HTTPSWatermark(proof, self._tls) if isinstance(proof, str) and "://" in proof else proof
@@ -174,14 +176,32 @@ class Recorder:
         self._outbox = Outbox(**self._outbox_options)  # type: ignore[arg-type]
         self._progress = Progress(self._outbox)
         self._shipper = Shipper(self._outbox, self.endpoints, self._tls, self._deadlines, self._proof, self._tick, self._progress.moved)
+        self.lane = self._new_lane()
         self._closed = False
-        self.accepted = self.accepted_bytes = self.damaged = 0
+        self.accepted_bytes = self.damaged = 0
         self._losses = Losses()
         self._untold: deque[Damage] = deque()  # found, and not reported yet
         self._begun = False  # the first event stands in the spool
         self._told = False  # the receiver is told that the spool is full
         self._next_beat = time.monotonic() + self._heartbeat
         self._next_adopt = 0.0
+
+    def _new_lane(self) -> Closed:
+        if Lane is None:
+            return Closed()
+        lane: Closed = Lane(
+            chain=self._chain,
+            outbox=self._outbox,
+            shipper=self._shipper,
+            redactor=self.redactor,
+            between=self._drafts.between,
+            claim=self._claim,
+            facility=self._facility,
+            context=_context,
+            taps=_taps,
+            receipt=Receipt,
+        )
+        return lane
 
     # -- recording ---------------------------------------------------------------------------------------------
 
@@ -201,7 +221,8 @@ class Recorder:
         second is counted and reported by a `system.drop` event. Raises SpoolError when the disk failed; its `accepted`
         tells whether the event will be sent nevertheless.
         """
-        return self._put(self._draft(kind, outcome, fields), False)
+        receipt = self.lane.put(self, kind, outcome, fields)
+        return self._put(self._draft(kind, outcome, fields), False) if receipt is None else self._durable(receipt)
 
     def put(self, kind: str, outcome: str, fields: dict[str, Any], lossy: bool = False) -> Receipt:
         """As `record`, with the fields as a dict that is used up.
@@ -209,7 +230,8 @@ class Recorder:
         `lossy`: the caller goes on without the event when there was no room, so that is a loss: the event takes a number
         that is missing from then on, and counts as dropped. It raises all the same.
         """
-        return self._put(self._draft(kind, outcome, fields), lossy)
+        receipt = self.lane.put(self, kind, outcome, fields)
+        return self._put(self._draft(kind, outcome, fields), lossy) if receipt is None else self._durable(receipt)
 
     def put_log(self, kind: str, outcome: str, fields: dict[str, Any], created: float, claim: str | None, lossy: bool) -> None:
         """As `put`, of a log record: its moment, and the claim as `event.written` gives it, or None."""
@@ -219,7 +241,10 @@ class Recorder:
         receipt = self._accept(draft)
         if isinstance(receipt, SpoolError):
             receipt = self._without_room(draft, receipt, lossy)
-        if self.durability == "disk" and not _in_event_loop():
+        return self._durable(receipt)
+
+    def _durable(self, receipt: Receipt) -> Receipt:
+        if self._syncs and not _in_event_loop():
             self._sync(receipt.seq)
         return receipt
 
@@ -239,6 +264,9 @@ class Recorder:
 
     async def arecord(self, kind: str, outcome: str = "success", **fields: Any) -> Receipt:
         """As `record`; waits for room and for the disk without holding up the event loop."""
+        if (quick := self.lane.put(self, kind, outcome, fields)) is not None:
+            await self.async_sync()
+            return quick
         draft = self._draft(kind, outcome, fields)
         deadline = time.monotonic() + self.full_timeout
         while isinstance(receipt := self._accept(draft), SpoolFull) and receipt.reason != "closed":
@@ -320,6 +348,7 @@ class Recorder:
                 return Receipt(draft[0], self._chain.epoch, 0, b"")
             self._busy = True
             try:
+                self._shut()
                 receipt = self._store(draft)
             except SpoolError as e:
                 return e
@@ -329,11 +358,26 @@ class Recorder:
                         self._catch_up()
                 finally:
                     self._busy = False
+            self._open()
         if not self.unhurried:
             self._shipper.wake()
         if _taps:
             self._tap(receipt)
         return receipt
+
+    def _shut(self) -> None:
+        """Under the lock: no event goes the quick way until `_open`, and what went that way stands in our numbers."""
+        self.accepted_bytes += self.lane.shut()
+
+    def _open(self) -> None:
+        """Under the lock: events may go the quick way, unless the next one has something to tell."""
+        if self._begun and not (self._busy or self._closed or self._told or self._losses or self._deferred):
+            self.lane.open()
+
+    @property
+    def accepted(self) -> int:
+        """Events of this process life that took a number."""
+        return self._chain.seq
 
     def _catch_up(self) -> None:
         """Stores what came in the middle of it; an exception that a signal raises in here loses none and repeats none."""
@@ -379,7 +423,6 @@ class Recorder:
         finally:
             if self._outbox.last == seq:  # also when a signal's exception came in between; none can from here on, as nothing is called
                 chain.prev, chain.seq = link, seq
-                self.accepted += 1
                 self.accepted_bytes += size
                 if self._deferred and self._deferred[0] is draft:
                     del self._deferred[0]
@@ -403,6 +446,7 @@ class Recorder:
     def _no_room(self, draft: Draft, error: SpoolError, lossy: bool = False) -> Receipt:
         reason = _reason(error)
         with self._lock:
+            self._shut()
             if self.when_full == "drop" and reason != "closed":
                 return Receipt(draft[0], self._chain.epoch, self._drop(reason), b"")
             if lossy:
@@ -418,12 +462,12 @@ class Recorder:
     def lost(self, reason: str) -> None:
         """An event could not even be offered: it takes a number that is missing from then on, and counts as dropped."""
         with self._lock:
+            self._shut()
             self._drop(reason)
 
     def _drop(self, reason: str) -> int:
         seq = self._chain.seq + 1
         self._chain.seq = seq  # the gap is what shows it
-        self.accepted += 1
         self._losses.drop(reason, seq)
         self._tell()
         return seq
@@ -486,10 +530,11 @@ class Recorder:
         """
         shipper, outbox = self._shipper, self._outbox
         with self._lock:
+            self._shut()
             own = outbox.own
             found = sum(one.lost for one in own.damage) if own else 0  # damaged, and not counted as dropped yet
             appended, proven = (own.appended + found, own.released) if own else (0, 0)
-            return {
+            stats = {
                 "agent": self.agent,
                 "epoch": self._chain.epoch,
                 "accepted": self.accepted,
@@ -514,6 +559,8 @@ class Recorder:
                 "proof_error": shipper.proof_error,
                 "durability": self.durability,
             }
+            self._open()
+        return stats
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Waits until nothing is unsent, at most `timeout` seconds. True: everything was handed to the connection."""
@@ -542,6 +589,7 @@ class Recorder:
                 return not self._outbox.unproven
             self._busy = True
             try:
+                self._shut()
                 if self._outbox.own is not None:
                     self._catch_up()
                     if self._losses:

@@ -16,14 +16,16 @@ import time
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator, TypeAlias
 
 from .errors import SpoolError, SpoolFull
+from .native import native
 
 MARK = b"\xc1\xa7ct"  #: begins a record; 0xC1 occurs in no UTF-8 text
 HEAD = 128  #: bytes of a segment's first line, padded with zeros
 FRAME_MAX = 64 * 1024  #: bytes; no record is larger
 RESERVE = 16 * 1024  #: bytes at the end of each segment for the report of a full spool
+Buffer: TypeAlias = "bytes | mmap.mmap"
 RECORD = struct.Struct("<4sIIQ")
 PACK, UNPACK, SIZE = RECORD.pack, RECORD.unpack_from, RECORD.size
 _MAPPABLE = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "tmpfs", "overlay"})  # allocated means allocated, so no SIGBUS
@@ -86,10 +88,10 @@ class Segment:
             self.let_go()
 
     def let_go(self) -> None:
-        """Closes the descriptor."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Closes the descriptor; once, though who seals it and who releases it may come here together."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def discard(self) -> None:
         self.let_go()
@@ -120,6 +122,29 @@ def records(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = data.find(MARK, at + 1)
         if at < 0:
             return
+
+
+def _gather(view: Buffer, at: int, end: int, last: int, edge: int, room: int, some: bool) -> tuple[list[bytes], int, int, bool]:
+    """The frames of the records from `at` to `end` whose numbers are greater than `last`: at most `room` bytes, but one at
+    least unless there are `some` already, and none behind number `edge` together with one up to it.
+
+    Returns them, the last one's number, where the next record begins, and whether they end for want of room.
+    """
+    frames: list[bytes] = []
+    while at < end:
+        _, length, _, seq = UNPACK(view, at)
+        start, stop = at + SIZE, at + SIZE + length
+        if seq > last:
+            if (some or frames) and (length > room or last <= edge < seq):
+                return frames, last, at, True
+            frames.append(view[start:stop])
+            room -= length
+            last = seq
+        at = stop
+    return frames, last, at, False
+
+
+gather: Callable[[Buffer, int, int, int, int, int, bool], tuple[list[bytes], int, int, bool]] = native.gather if native else _gather
 
 
 def crc(frame: bytes, seq: int) -> int:

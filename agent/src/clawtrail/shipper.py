@@ -71,7 +71,6 @@ class Shipper:
         self._thread: threading.Thread | None = None
         self._alone, self._ended = threading.Lock(), threading.Event()
         self._idle = True
-        self._lingered = True
         self._stop_by: float | None = None
         self._bell = Bell()
         self._next_tick = self._next_look = self._next_seek = 0.0
@@ -294,19 +293,14 @@ class Shipper:
         assert connection is not None
         if not self._out:
             self._exchange()
-            if self._connection is not connection:
-                return
-            self._on_move()
-            if not self._fill():
-                self._rest(connection)
-                return
+            if self._connection is connection:
+                self._flow(connection)
+            return
         sent = connection.send(self._out)
         if sent:
             self._out = self._out[sent:]
-            self.sent_bytes += sent
-            self._moved = self._sent_at = time.monotonic()
-            if self._out or self.outbox.unsent:
-                self._heed(connection, self._polls[0].poll(0))
+            self._wrote(sent)
+            self._heed(connection, self._polls[0].poll(0))
             return
         wait = self._deadlines.stall - (time.monotonic() - self._moved)
         if wait <= 0:
@@ -314,23 +308,39 @@ class Shipper:
         connection.bear()
         self._heed(connection, self._polls[2].poll(self._bounded(min(wait, TICK))))
 
-    def _fill(self) -> bool:
-        if isinstance(self._proof, str):  # a barrier that never comes leaves the window
-            self.outbox.trim()
-        batch = self.outbox.take(BATCH)
-        if not batch:
-            return False
-        self._idle = self._lingered = False
-        self._moved = time.monotonic()
-        self._out = memoryview(batch)
-        return True
+    def _flow(self, connection: Connection) -> None:
+        """Takes and writes, batch after batch, as long as the connection takes whole ones and nothing else is due. At a
+        steady rate it is this that an event costs, so it is one loop."""
+        outbox, poll, only_window = self.outbox, self._polls[0].poll, self._proof == "window"
+        self._on_move()
+        while True:
+            if isinstance(self._proof, str):  # a barrier that never comes leaves the window
+                outbox.trim()
+            batch = outbox.take(BATCH)
+            if not batch:
+                return self._rest(connection)
+            self._idle = False
+            sent = connection.send(batch)
+            now = self._wrote(sent)
+            if sent < len(batch):
+                self._out = memoryview(batch)[sent:]
+                return
+            self._on_move()
+            events = poll(0 if outbox.unsent else LINGER)  # what comes right after something else is gathered for a moment
+            if events:
+                self._heed(connection, events)
+            if not only_window or now >= self._next_tick or self._stop_by is not None or self._better is not None:
+                return
+
+    def _wrote(self, sent: int) -> float:
+        now = self._moved = time.monotonic()
+        if sent:
+            self.sent_bytes += sent
+            self._sent_at = now
+        return now
 
     def _rest(self, connection: Connection) -> None:
-        """Nothing waits. What comes right after something else is gathered for a moment; then a first event wakes us."""
-        if not self._lingered:
-            self._lingered = True
-            self._heed(connection, self._polls[0].poll(LINGER))
-            return
+        """Nothing waits, and nothing came within a moment: a first event wakes us."""
         self._idle = True  # set before the last look: what comes after it rings
         if self.outbox.unsent:
             self._idle = False

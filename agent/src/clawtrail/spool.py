@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .errors import SpoolError, SpoolFull, SpoolLocked
-from .segment import HEAD, MARK, PACK, RESERVE, SIZE, UNPACK, Segment, crc, datasync, explain, first_line, number_of, records
+from .segment import HEAD, MARK, PACK, RESERVE, SIZE, Segment, crc, datasync, explain, first_line, gather, number_of, records
 
 try:
     import fcntl
@@ -306,33 +306,25 @@ class Spool:
         frames: list[bytes] = []
         size, last, appended = 0, self._after, self._appended
         edge = self.proven if last < self.proven else 0  # no batch lies on both sides of it: they are counted
-        while size < limit:
+        full = False
+        while size < limit and not full:
             segment = self._cursor
             if segment is None:
                 if not self._enter_next():
                     self.taken = max(self.taken, appended - self.lost - len(frames))
                     break
                 continue
-            sealed, view, at = segment.sealed, self._view, self._at  # sealed first: then its end is final
+            sealed, view = segment.sealed, self._view  # sealed first: then its end is final
             end = segment.end if self._live else len(view)
-            while at < end:
-                _, length, _, seq = UNPACK(view, at)
-                start, stop = at + SIZE, at + SIZE + length
-                if seq > last:
-                    if frames and (size + length > limit or last <= edge < seq):
-                        size = limit
-                        break
-                    frames.append(view[start:stop])
-                    size += length
-                    last = seq
-                at = stop
-            self._at = at
-            if at >= end and not (sealed and self._enter_next()):  # what was released or lost meanwhile counts as taken
+            more, last, self._at, full = gather(view, self._at, end, last, edge, limit - size, bool(frames))
+            size += sum(map(len, more))
+            frames = frames + more if frames else more
+            if not full and not (sealed and self._enter_next()):  # what was released or lost meanwhile counts as taken
                 self.taken = max(self.taken, appended - self.lost - len(frames))
                 break
         self._after = last
         self.taken += len(frames)
-        return frames, last, sum(map(len, frames))
+        return frames, last, size
 
     def _enter_next(self) -> bool:
         """Moves the cursor into the next segment. False: there is none yet."""

@@ -180,7 +180,7 @@ class Connection:
     def fileno(self) -> int:
         return self._sock.fileno()
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         """Writes what fits now; 0 when nothing does. Raises TransportError when the connection is gone."""
         try:
             sent = self._sock.send(data)
