@@ -149,6 +149,30 @@ def test_a_forwarder_that_is_started_anew_within_a_run_knows_the_run_and_the_tur
     assert exists(running, f"/tmp/second-{name}")
 
 
+@pytest.mark.stops("forwarder")
+def test_a_run_whose_start_is_on_no_record_is_flagged_when_it_ends(running: Stack) -> None:
+    """The forwarder that comes back knows of no run: what it kept of them is gone."""
+    began, name = time.time(), uuid.uuid4().hex[:8]
+    turn = threading.Thread(target=lambda: running.turn(f"unknown-{name}", ("exec", {"command": f"touch /tmp/first-{name} && sleep 8"}), timeout=100))
+    turn.start()
+    eventually(lambda: exists(running, f"/tmp/first-{name}"), 30, "the first tool runs")
+    forwarder = running.container("forwarder")
+    forwarder.kill()
+    image = f"clawtrail/agent:{running.env['CLAWTRAIL_VERSION']}"
+    forget = ["find", "/spool", "(", "-name", "runs", "-o", "-name", "watch", ")", "-type", "f", "-print", "-delete"]
+    gone = running.docker.containers.run(image, forget, user="0:0", network_mode="none", remove=True, volumes={f"{running.project}_spool": {"bind": "/spool"}})
+    assert len(gone.split()) == 2, gone
+    forwarder.start()
+    turn.join(120)
+
+    def look() -> list[dict[str, Any]]:
+        query = '{job="audit", agent="openclaw"} | event="policy.decision" | json | policy_rule="run-gate" | policy_verdict="none"'
+        return [json.loads(e.line) for e in running.query(query, time.time() - began + 1)]
+
+    (told,) = eventually(look, 60, "the end of the run is flagged")
+    assert {told["flag"]["rule"], *told["flag"]["also"].split()} == {"trail.bypass", "hooks.bypassed"} and told["flag"]["severity"] == "critical"
+
+
 def test_a_recorder_that_hangs_holds_the_model_and_the_same_turn_finishes_when_it_is_back(running: Stack) -> None:
     name = uuid.uuid4().hex[:8]
     turns: list[str] = []
@@ -205,6 +229,23 @@ def test_a_plugin_that_is_switched_off_while_the_gateway_runs_leaves_it_without_
     finally:
         (altered / "openclaw.json").write_text(whole)
     eventually(lambda: loaded(running), 60, "the plugin is switched on again")
+
+
+def test_a_gateway_that_does_not_let_the_plugin_see_conversations_says_so_and_is_flagged(running: Stack, altered: Path) -> None:
+    began = time.time()
+    whole = (altered / "openclaw.json").read_text()
+    config = json.loads(whole)
+    config["plugins"]["entries"]["clawtrail"]["hooks"]["allowConversationAccess"] = False
+    (altered / "openclaw.json").write_text(json.dumps(config))
+    try:
+        running.container("openclaw").restart(timeout=10)
+        query = '{job="audit", agent="openclaw"} | event="system.heartbeat" | json | flag_rule="hook.disabled"'
+        beat = eventually(lambda: running.query(query, time.time() - began + 1), 90, "a heartbeat with the missing hooks")[0]
+        assert "before_agent_run" in json.loads(beat.line)["health"]["hooks_missing"].split()
+    finally:
+        (altered / "openclaw.json").write_text(whole)
+        running.container("openclaw").restart(timeout=10)
+    running.wait_healthy("openclaw", 120)
 
 
 def test_a_plugin_that_throws_at_import_leaves_the_gateway_without_a_model(running: Stack, altered: Path) -> None:

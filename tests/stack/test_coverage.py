@@ -199,11 +199,12 @@ class Gateway:
     def skill(self) -> None:
         """The agent writes a skill for itself and puts it to use."""
         text = "---\nname: greet-politely\ndescription: Greeting a customer by name.\n---\n\n1. Say hello.\n2. Say the name.\n"
-        self.turn("skill", ("skill_workshop", {"action": "create", "name": "greet-politely", "description": "Greeting a customer by name.",
-                                               "proposal_content": text, "goal": "greet"}))  # fmt: skip
-        said = self.one("skill", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
-        found = re.search(r"skill proposal (\S+)", said)
-        self.turn("skill-apply", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
+        for action, which, content in (("create", "name", text), ("update", "skill_name", text + "3. Ask for the card.\n")):
+            self.turn(f"skill-{action}", ("skill_workshop", {"action": action, which: "greet-politely", "description": "Greeting a customer by name.",
+                                                             "proposal_content": content, "goal": "greet"}))  # fmt: skip
+            said = self.one(f"skill-{action}", "tool.result", '| tool="skill_workshop"')["content"]["excerpt"]
+            found = re.search(r"skill (?:update )?proposal (\S+)", said)
+            self.turn(f"skill-{action}d", ("skill_workshop", {"action": "apply", "proposal_id": found[1] if found else said[:100]}))
 
     def scheduled(self) -> None:
         job = self.call("cron.add", {
@@ -416,6 +417,8 @@ def test_coverage_a_scheduled_job_is_recorded_from_its_plan_to_its_end(gateway: 
     assert finished["outcome"] == "success" and finished["duration_us"] > 0
     (run,) = gateway.events("run.start", f'| session="{finished["session"]}"')
     assert run["trigger"] == {"type": "cron", "ref": finished["trigger"]["ref"]}
+    (called,) = gateway.events("tool.call", f'| session="{finished["session"]}"')
+    assert run["actor"]["type"] == called["actor"]["type"] == "system", "nobody asked for it"
 
 
 def test_coverage_who_came_to_the_gateways_door_is_recorded(gateway: Gateway) -> None:
@@ -441,10 +444,13 @@ def test_coverage_the_start_says_what_the_gateway_is(gateway: Gateway, registere
 
 
 def test_coverage_a_skill_that_the_agent_wrote_is_recorded_from_its_proposal_to_its_hash(gateway: Gateway) -> None:
-    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 2)
+    changes = gateway.events("config.change", '|= `"what":"skill"` |= "greet-politely"', 8)
     assert changes[0]["outcome"] == "attempt" and changes[0]["change"]["by"] == "proposal"
-    live = [c["change"] for c in changes if c["change"]["by"] != "proposal"]
-    assert live[-1]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[-1]["after"])
+    assert not any("flag" in c for c in changes if c["change"]["by"] == "proposal"), "what is proposed is no skill yet"
+    live = [c for c in changes if c["change"]["by"] != "proposal"]
+    assert live[0]["change"]["before"] == "none" and re.fullmatch("[0-9a-f]{64}", live[0]["change"]["after"])
+    assert live[1]["change"]["before"] == live[0]["change"]["after"] != live[1]["change"]["after"]
+    assert [(e["change"]["by"], e["flag"]["rule"]) for e in live] == [("agent", "capability.added-by-agent"), ("agent", "capability.changed-after-approval")]
 
 
 def test_coverage_a_message_to_a_channel_is_recorded_from_its_attempt_to_what_became_of_it(gateway: Gateway) -> None:
@@ -468,6 +474,7 @@ def test_coverage_a_message_with_a_picture_names_it_and_who_sent_it(gateway: Gat
 def test_coverage_who_asks_to_write_to_the_agent_and_what_was_answered(gateway: Gateway) -> None:
     asked = gateway.events("auth.login", '|= "channel.pairing"', 2)
     assert {e["actor"]["id"] for e in asked} == {str(ADMITTED), str(DISMISSED)} and {e["outcome"] for e in asked} == {"attempt"}
+    assert {e["flag"]["rule"] for e in asked} == {"auth.new-device"}
     steered = {e["change"]["name"]: e["outcome"] for e in gateway.events("config.change", '|= `"by":"operator"` |= "channels.pairing"', 3)}
     assert steered["channels.pairing.approve"] == steered["channels.pairing.dismiss"] == "success"
     assert gateway.dm(ADMITTED, "run.start") and not gateway.stack.query(f'{{job="audit"}} | session="agent:main:telegram:direct:{DISMISSED}"')
@@ -576,3 +583,11 @@ def test_coverage_a_configuration_that_may_be_written_tells_who_wrote_it(gateway
     assert (change["outcome"], told["what"], told["name"], told["by"]) == ("success", "config", "/state/etc/openclaw.json", "cli")
     assert "logging.level" in told["spec"].split() and re.fullmatch("[0-9a-f]{64}", told["before"]) and told["after"] != told["before"]
     assert "config set logging.level debug" in change["params"]["argv"]
+    for ask in ("always", "off"):
+        code, said = running.run_inside("openclaw", "openclaw", "config", "set", "tools.exec.ask", ask)
+        assert code == 0, said
+        running.container("openclaw").restart(timeout=10)
+        running.wait_healthy("openclaw", 120)
+        gate = gateway.events("config.change", f'|= "tools.exec.ask" |= `"what":"approval"` |= `"after":"{ask}"`')[-1]
+        assert gate["change"]["before"] == {"always": "off", "off": "always"}[ask]
+        assert gate.get("flag", {}).get("rule") == {"always": None, "off": "approval.switched-off"}[ask]

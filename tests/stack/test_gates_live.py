@@ -13,8 +13,19 @@ from harness import Stack, eventually
 @pytest.fixture
 def sent(running: Stack) -> Iterator[Stack]:
     """A stack in which a tool runs only when its event was handed to the receiver; runs start all the same."""
+    yield from gated(running, GATES="tool:sent")
+
+
+@pytest.fixture
+def stored(running: Stack) -> Iterator[Stack]:
+    """A stack in which a tool runs only when its event is proven to have been read by the receiver."""
+    yield from gated(running, GATES="tool:stored", PROOF="barrier")
+
+
+def gated(running: Stack, **settings: str) -> Iterator[Stack]:
     before = running.env_file.read_text()
-    running.env_file.write_text(before.replace("GATES=spooled", "GATES=tool:sent"))
+    kept = [line for line in before.splitlines() if line.partition("=")[0] not in settings]
+    running.env_file.write_text("\n".join([*kept, *(f"{k}={v}" for k, v in settings.items()), ""]))
     try:
         again(running)
         yield running
@@ -67,6 +78,21 @@ def test_a_tool_waits_for_the_receiver_and_an_operator_can_break_the_glass(sent:
     assert {d["caused_by"] for d in refused} <= calls
     denied = sent.find(f'{{job="audit", outcome="denied"}} | session="agent:main:{session}" | event="tool.result"', 2)
     assert "tell whoever operates this agent" in denied[0].line, "the user's words"
+
+
+def test_a_tool_waits_until_its_event_has_arrived_and_to_be_handed_over_is_not_enough(stored: Stack) -> None:
+    session = f"stored-{uuid.uuid4().hex[:8]}"
+    assert ran(stored, session)
+    receiver = stored.container("syslog-ng")
+    receiver.pause()  # its kernel goes on to take what is sent; nobody reads it
+    try:
+        assert not ran(stored, session), "it ran, and nobody had read its event"
+    finally:
+        receiver.unpause()
+    stored.wait_healthy("syslog-ng")
+    eventually(lambda: ran(stored, session), 60, "it runs again")
+    found = stored.find('{job="audit", agent="openclaw"} | event="policy.decision" | json | policy_rule="gate.stored"')
+    assert json.loads(found[-1].line)["outcome"] == "denied"
 
 
 def test_nobody_but_the_forwarders_own_container_can_break_the_glass(running: Stack) -> None:

@@ -59,7 +59,10 @@ def test_without_the_forwarder_there_is_no_secret(running: Stack) -> None:
 
 def test_no_secret_of_the_corpus_is_anywhere_in_the_stack(running: Stack) -> None:
     """Parameters and results of the real agent, and the Python API; then every file and log that an event passes."""
-    corpus = secrets(seed=random.randrange(1 << 30))
+    base = random.randrange(1 << 30)
+    corpus, *others = (secrets(seed=base + n) for n in range(5))  # the agent's, and one for each way in which Python nests it
+    everything = [secret for one in (corpus, *others) for secret in one.values()]
+    assert len(corpus) >= 40 and len(set(everything)) >= 300
     session = f"corpus-{uuid.uuid4().hex[:8]}"
     kinds = list(corpus)
     script = []
@@ -71,14 +74,14 @@ def test_no_secret_of_the_corpus_is_anywhere_in_the_stack(running: Stack) -> Non
         script.append(("read", {"path": f"corpus-{i}.txt"}))
     running.turn(session, *script, timeout=120)
     with running.recorder("nano-claw") as recorder:
-        for n, secret in enumerate(corpus.values()):
-            for params in ({"a": [{"b": secret}]}, {"body": json.dumps({"x": secret})}, {secret: 1}, {"b": base64.b64encode(secret.encode()).decode()}):
+        for n, (deep, written, name, encoded) in enumerate(zip(*(one.values() for one in others))):
+            for params in ({"a": [{"b": {"c": [[{"d": deep}]]}}]}, {"body": json.dumps({"x": written})}, {name: 1}, {"b": base64.b64encode(encoded.encode()).decode()}):
                 recorder.record("tool.call", "attempt", session=session, tool={"name": "t"}, params=params, step=n)
             recorder.record("tool.call", "attempt", session=session, tool={"name": "t"}, params={"password": letters(20, seed=n)})
         assert recorder.close(30)
     running.find('{agent="nano-claw"} | session="%s"' % session, count=5 * len(corpus), within=60)
     eventually(lambda: len(running.query('{category="tool"} | session="agent:main:%s"' % session)) >= 2 * len(script), 60, "the agent's calls")
-    windows = [w for s in corpus.values() for w in (s[len(s) // 2 : len(s) // 2 + 16], base64.b64encode(s.encode()).decode()[20:44])] + [
+    windows = [w for s in everything for w in (s[len(s) // 2 : len(s) // 2 + 16], base64.b64encode(s.encode()).decode()[20:44])] + [
         letters(20, seed=n) for n in range(len(corpus))
     ]
     needles = "\n".join(sorted({w for w in windows if len(w) >= 12 and "\n" not in w})) + "\n"

@@ -274,6 +274,17 @@ test("the inventory names servers without what they are given in secret", () => 
   assert.deepEqual(inventory(undefined).inventory.mcp, []);
 });
 
+test("the inventory names what stands between each agent and the host", () => {
+  const agents = { defaults: { sandbox: { mode: "all" } }, entries: { main: {}, coder: { tools: { exec: { ask: "always" } }, sandbox: { mode: "off" } }, odd: null } };
+  const told = inventory({ tools: { exec: { security: "full", ask: 7 } }, agents }).inventory;
+  assert.deepEqual(told.gates, {
+    "tools.exec.security": "full", "agents.defaults.sandbox.mode": "all",
+    "agents.entries.coder.tools.exec.ask": "always", "agents.entries.coder.sandbox.mode": "off",
+  });
+  assert.deepEqual(told.agents, ["main", "coder", "odd"]);
+  assert.deepEqual(inventory({ agents: { entries: 5 } }).inventory.gates, {});
+});
+
 test("each row of the gateway's database is read once, and one that cannot be read is told", async () => {
   const now = Date.now() + 1000;
   const rows = {

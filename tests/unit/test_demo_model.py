@@ -178,6 +178,19 @@ def test_the_model_says_what_it_is_told_and_recites_its_system_prompt():
     assert answer == "Here:\none\ntwo"
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_a_refusal_is_one_in_the_words_of_the_api_whole_and_streamed(request_, path):
+    said = {"role": "user", "content": 'TOOL refuse {"text": "I will not."}'}
+    body = {"input" if path.endswith("responses") else "messages": [said]}
+    whole, streamed = apis.api_of(path).answer(), apis.api_of(path).answer()
+    whole.whole(request_("POST", path, json.dumps(body))[1].encode())
+    for event in Events().feed(request_("POST", path, json.dumps(body | {"stream": True}))[1].encode()):
+        streamed.event(data_of(event))
+    streamed.end()
+    for read in (whole, streamed):
+        assert (read.ending, read.text, read.done) == ("refusal", "I will not.", True)
+
+
 def _after_the_call(api, text):
     """The conversation in the words of this API when the call of its script has its result."""
     script = 'TOOL exec {"command": "id"}'

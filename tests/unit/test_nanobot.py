@@ -140,9 +140,9 @@ def test_failures_say_what_failed(config, recorded):
     assert len(testing.find(events, "tool.call")) == 2, "a call that nanobot refuses itself never began"
 
 
-def test_a_model_that_fails_is_a_failed_decision_and_a_failed_run(config, recorded):
+def test_a_model_that_fails_is_a_failed_decision_and_a_failed_run(config, model, recorded):
     events, recorder = recorded
-    config.write_text(config.read_text().replace("/v1", "/nowhere"))
+    config.write_text(config.read_text().replace(model, f"{model}/nothing?"))  # a path that the model does not know: 404
     run(config, "hello", Audit(recorder))
     decision = testing.one(events, "model.decision")
     assert (decision["outcome"], decision["decision"]["stop"]) == ("failure", "error") and decision["error"]["message"]

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from clawtrail import event as ev
 from clawtrail.adapters.openclaw import _SAID_ELSEWHERE, OpenClaw
 from clawtrail.errors import ClawtrailError, Denied, EventError
+from clawtrail.redact import Found
 from clawtrail.rules import Rules
+from clawtrail.runs import Runs
+from clawtrail.watch import Kept, Watch
 from support import secrets
 
 RECORDS = [json.loads(line) for line in (Path(__file__).with_name("data") / "openclaw-records.jsonl").read_text().splitlines()]
@@ -20,7 +23,10 @@ PLUGIN = (Path(__file__).parents[2] / "agent/openclaw/plugin/index.js").read_tex
 
 @pytest.fixture
 def openclaw(recorder):
-    adapter = OpenClaw(recorder)
+    return watched(OpenClaw(recorder), recorder)
+
+
+def watched(adapter, recorder):
     made = []
     original = recorder.record
 
@@ -144,6 +150,18 @@ def test_steps_count_the_calls_of_a_run(openclaw):
 
 def test_the_captured_run_flags_no_bypass(openclaw):
     assert [e for e in replay(openclaw) if e["kind"] == "policy.decision"] == []
+
+
+def test_a_run_that_began_before_the_forwarder_was_started_anew_went_past_no_gate(recorder, tmp_path):
+    before = OpenClaw(recorder, Runs(tmp_path / "runs"))
+    for run in ("r1", "r2"):
+        before.take({"hook": "before_agent_run", "event": {"prompt": "hello"}, "ctx": {"runId": run, "sessionKey": "s"}})
+    before.take({"hook": "agent_end", "event": {"success": True}, "ctx": {"runId": "r2", "sessionKey": "s"}})
+    after = watched(OpenClaw(recorder, Runs(tmp_path / "runs")), recorder)
+    assert take(after, "diag:run.completed", {"runId": "r1"}) == []
+    take(after, "agent_end", {"success": True}, runId="r1", sessionKey="s")
+    assert take(after, "diag:run.completed", {"runId": "r1"}) == [], "its end was told first"
+    assert take(after, "diag:run.completed", {"runId": "r3"})[0]["flag"]["rule"] == "trail.bypass"
 
 
 def test_a_run_that_ended_and_never_began_is_flagged(openclaw):
@@ -304,6 +322,25 @@ def test_a_subagent_works_for_whoever_asked_its_parent(openclaw):
     assert back["trigger"] == {"type": "agent", "ref": "r2"} and back["caused_by"] == ended["id"]
 
 
+def test_nobody_is_taken_for_a_person_who_is_not_named_as_one(openclaw):
+    (job,) = take(openclaw, "before_agent_run", {"prompt": "tick", "senderIsOwner": False}, runId="r1", sessionKey="agent:main:cron:j:run:1", trigger="cron")
+    assert job["actor"] == {"type": "system", "owner": False}
+    assert call(openclaw, sessionKey="agent:main:cron:j:run:1", run="r1")["actor"] == {"type": "system"}
+    take(openclaw, "before_agent_run", {"prompt": "go", "senderId": "u1"}, runId="r2", sessionKey="s", channel="telegram")
+    assert call(openclaw, sessionKey="s", run="r2", requester={"channel": "telegram", "senderIsOwner": True})["actor"]["type"] == "user"
+    take(openclaw, "subagent_spawned", {"childSessionKey": "s:subagent:1", "runId": "r3", "agentId": "main"}, requesterSessionKey="s")
+    take(openclaw, "before_agent_run", {"prompt": "do"}, runId="r3", sessionKey="s:subagent:1")
+    child = call(openclaw, sessionKey="s:subagent:1", run="r3", requester={"channel": "telegram", "senderIsOwner": False})
+    assert child["actor"]["type"] == "agent"
+    assert "actor" not in call(openclaw, run=None), "POST /tools/invoke"
+
+
+def test_a_result_is_found_by_its_trace_and_says_no_span_that_the_host_did_not_say(openclaw):
+    called = call(openclaw, trace=TRACE)
+    (result,) = take(openclaw, "after_tool_call", {"toolName": "exec", "toolCallId": "c", "result": {"content": "ok"}}, runId="r")
+    assert called["trace"] == {"id": "a" * 32, "span": "b" * 16} and result["trace"] == {"id": "a" * 32}
+
+
 def test_the_end_of_a_subagent_that_never_began_is_only_a_reset(openclaw):
     assert take(openclaw, "subagent_ended", {"targetSessionKey": "s", "targetKind": "acp", "reason": "session-reset", "outcome": "reset"}) == []
 
@@ -387,9 +424,29 @@ def test_a_tools_contract_is_on_each_call_and_told_when_it_changes(openclaw):
     assert shown("3" * 16, "process") == [], "another offer has other words"
 
 
-def start(openclaw, config, *servers):
+def start(openclaw, config, *servers, gates=None, agents=("main", "coder"), **tools):
     return take(openclaw, "gateway_start", {"port": 1, "hooks": "before_tool_call agent_end", "inventory": {
-        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"}}})  # fmt: skip
+        "file": {"bytes": 1, "sha256": config}, "mcp": list(servers), "plugins": ["clawtrail"], "tools": {"deny": ["gateway"], "ask": "off"} | tools,
+        "gates": gates, "agents": list(agents)}})  # fmt: skip
+
+
+def test_a_gate_of_the_host_that_is_another_at_its_next_start_is_named_and_one_that_is_off_flagged(openclaw):
+    ask, security, sandbox = "tools.exec.ask", "agents.entries.coder.tools.exec.security", "agents.defaults.sandbox.mode"
+    first = start(openclaw, "c" * 64, gates={ask: "off", security: "deny", sandbox: "all"})
+    assert [e["kind"] for e in first] == ["system.start", "config.change"], "what it is at first is no change of a gate"
+    stricter = start(openclaw, "c" * 64, gates={ask: "always", security: "deny", sandbox: "all"})[1:]
+    assert [e["change"] for e in stricter] == [{"what": "approval", "name": ask, "before": "off", "after": "always"}] and "flag" not in stricter[0]
+    weaker = start(openclaw, "c" * 64, gates={ask: "off", security: "full"}, deny=[])[1:]
+    assert [(e["change"]["what"], e["change"]["name"], e["change"]["after"], e.get("flag", {}).get("rule")) for e in weaker] == [
+        ("approval", ask, "off", "approval.switched-off"), ("approval", security, "full", "approval.switched-off"),
+        ("sandbox", sandbox, "none", "approval.switched-off"), ("policy", "tools.deny", "none", None)]  # fmt: skip
+    assert len(start(openclaw, "c" * 64, gates={ask: "off", security: "full"}, deny=[])) == 1, "told once"
+    assert len(start(openclaw, "c" * 64, gates={ask: "off"}, deny=[], agents=["main"])) == 1, "the agent itself is gone"
+
+
+def test_who_calls_is_named_with_role_and_account(openclaw):
+    asked = call(openclaw, requester={"senderId": "u1", "senderIsOwner": False, "roleIds": ["member", "guest"], "channel": "discord", "accountId": "acme"})
+    assert asked["actor"] == {"type": "user", "id": "u1", "owner": False, "role": "member guest", "surface": "discord", "tenant": "acme"}
 
 
 def test_what_changed_while_the_gateway_was_down_is_told_at_its_start(openclaw):
@@ -403,6 +460,19 @@ def test_what_changed_while_the_gateway_was_down_is_told_at_its_start(openclaw):
     assert (words["change"]["what"], words["change"]["name"], words["change"]["after"]) == ("mcp", "words", "none")
 
 
+def test_what_changed_while_both_gateway_and_forwarder_were_down_is_told_with_what_it_was_before(recorder, tmp_path):
+    def forwarder():
+        kept = Kept(tmp_path / "watch", lambda value: recorder.redactor.value(value, Found()))
+        return watched(OpenClaw(recorder, watch=Watch(kept=kept)), recorder)
+
+    server = {"name": "words", "transport": "stdio", "spec": "node words.mjs", "sha256": "1" * 64}
+    start(forwarder(), "c" * 64, server)
+    _, config, words = start(forwarder(), "d" * 64)
+    assert config["change"] == {"what": "config", "name": "openclaw.json", "before": "c" * 64, "after": "d" * 64}
+    assert words["change"] == {"what": "mcp", "name": "words", "before": "1" * 16, "after": "none"}
+    assert len(start(forwarder(), "d" * 64)) == 1, "nothing has changed"
+
+
 def test_openclaws_own_account_of_a_changed_configuration(openclaw):
     written = {"event": "config.write", "configPath": "/etc/openclaw.json", "argv": ["openclaw", "config", "set", "a", "b"], "previousHash": "1" * 64,
                "nextHash": "2" * 64, "changedPaths": ["tools.exec.ask"], "origin": "cli", "result": "rename", "pid": 7}  # fmt: skip
@@ -412,6 +482,15 @@ def test_openclaws_own_account_of_a_changed_configuration(openclaw):
                                                            "by": "cli", "spec": "tools.exec.ask"}  # fmt: skip
     assert ok["params"]["argv"] == "openclaw config set a b"
     assert failed["outcome"] == "failure" and failed["error"] == {"type": "config", "code": "EPERM", "message": "no"}
+
+
+def test_a_skill_is_the_agent_s_own_while_its_tool_runs_and_an_operator_s_otherwise(openclaw):
+    made = {"action": "created", "source": "workshop", "after": {"name": "wave", "revision": {"treeSha256": "1" * 64}}}
+    assert take(openclaw, "skill_changed", made)[0]["change"]["by"] == "workshop"
+    take(openclaw, "before_tool_call", {"toolName": "skill_workshop", "toolCallId": "w", "params": {"action": "apply"}}, runId="r")
+    (own,) = take(openclaw, "skill_changed", made | {"after": {"name": "nod", "revision": {"treeSha256": "2" * 64}}})
+    assert own["change"]["by"] == "agent" and own["flag"]["rule"] == "capability.added-by-agent"
+    assert take(openclaw, "skill_changed", made | {"source": "clawhub"})[0]["change"]["by"] == "clawhub"
 
 
 def test_a_skill_that_changed_is_named_with_its_hashes(openclaw):

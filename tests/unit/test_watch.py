@@ -594,6 +594,16 @@ def test_capability_changed_after_approval(scene):
     assert not rules(scene.see("config.change", change={"what": "skill", "name": "browser", "after": H[2]}))
 
 
+def test_capability_changed_after_approval_is_not_said_of_a_proposal(scene):
+    live = {"what": "skill", "name": "greet", "by": "agent"}
+    for after, outcome in (("created", "attempt"), ("evaluation_completed", "success"), ("applied", "success")):
+        assert not rules(scene.see("config.change", outcome, change=live | {"by": "proposal", "after": after}))
+    assert rules(scene.see("config.change", change=live | {"before": "none", "after": H[1]})) == {"capability.added-by-agent"}
+    proposed = scene.see("config.change", "attempt", change=live | {"by": "proposal", "after": "created"})
+    assert not rules(proposed) and "before" not in proposed["change"]
+    assert rules(scene.see("config.change", change=live | {"after": H[2]})) == {"capability.changed-after-approval"}
+
+
 def test_capability_added_by_agent(scene):
     assert rules(scene.see("config.change", change={"what": "skill", "name": "stealth", "before": "none", "after": H[9], "by": "agent"})) == {
         "capability.added-by-agent"
@@ -650,6 +660,13 @@ def test_refusals_repeated(scene):
     assert [rules(scene.see("model.decision", **refusal)) for _ in range(2)] == [set(), {"refusals.repeated"}]
     assert not rules(scene.see("model.decision", decision={"stop": "end"}))
     assert not rules(scene.see("model.decision", session="other", **refusal))
+
+
+def test_refusals_that_the_proxy_alone_sees_are_counted_and_one_that_two_tell_of_is_one(scene):
+    refusal = {"decision": {"stop": "refusal"}, "content": {"excerpt": "no"}}
+    told = lambda via: rules(scene.see("model.decision", model={"via": via}, **refusal))  # noqa: E731
+    assert told("proxy") == told("hook") == set()
+    assert told("proxy") == {"refusals.repeated"}
 
 
 def test_output_repeats_system_prompt(scene):

@@ -73,6 +73,19 @@ function definitions(tools) {
   return { names: Object.keys(defs), defs, bytes: size(tools), sha256: sha256(lines.join("\n")) };
 }
 
+/** What of the configuration stands between an agent and the host, by its path there; of single agents where they differ. */
+function gates(config) {
+  const found = {};
+  const note = (path, of) => {
+    for (const name of ["ask", "security"]) if (typeof of?.tools?.exec?.[name] === "string") found[`${path}tools.exec.${name}`] = of.tools.exec[name];
+    if (typeof of?.sandbox?.mode === "string") found[`${path}sandbox.mode`] = of.sandbox.mode;
+  };
+  note("", { tools: config?.tools });
+  note("agents.defaults.", config?.agents?.defaults);
+  for (const [id, agent] of Object.entries(config?.agents?.entries ?? {}).slice(0, 100)) note(`agents.entries.${id}.`, agent);
+  return found;
+}
+
 /** What the gateway was started with: capabilities by name and hash, nothing that could be a secret. */
 export function inventory(config) {
   const servers = Object.entries(config?.mcp?.servers ?? {}).map(([name, server]) => ({
@@ -90,7 +103,8 @@ export function inventory(config) {
   const { exec, profile, deny, allow } = config?.tools ?? {};
   return {
     inventory: {
-      ...(file && { file }), mcp: servers, plugins: config?.plugins?.allow,
+      ...(file && { file }), mcp: servers, plugins: config?.plugins?.allow, gates: gates(config),
+      agents: Object.keys(config?.agents?.entries ?? {}),
       tools: { profile, deny, allow, security: exec?.security, ask: exec?.ask },
     },
   };

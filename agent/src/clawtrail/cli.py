@@ -66,16 +66,19 @@ def _password(o: argparse.Namespace) -> int:
 def _forwarder(o: argparse.Namespace) -> int:
     from .forwarder import Forwarder
     from .outbox import folder_of
+    from .redact import Found
     from .rules import Rules
     from .runs import Runs
     from .slices import shorten
+    from .watch import Kept, Watch
 
     shorten()  # before any thread is started: they have what this one has
     key = bytes.fromhex(o.fingerprint_key.read_text().strip()) if o.fingerprint_key else None
     with _recorder(o, agent_type=o.agent_type, agent_version=o.agent_version, fingerprint_key=key, proof=o.proof,
                    gate=o.gates, gate_deadline=o.gate_deadline, quota=size("quota", o.quota)) as recorder:  # fmt: skip
-        folder = folder_of(o.spool, o.agent)
-        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=Rules.load(o.rules),
+        folder, rules = folder_of(o.spool, o.agent), Rules.load(o.rules)
+        watch = Watch(rules, kept=Kept(folder / "watch", lambda value: recorder.redactor.value(value, Found())))
+        forwarder = Forwarder(recorder, o.socket, o.gateway_uid, main_process=not o.any_process, rules=rules, watch=watch,
                               runs=Runs(folder / "runs"), proxy=_model_proxy(o, folder), kept=o.hooks, idle=o.idle,
                               secrets_path=o.secrets_socket, secrets=_held(o.secret))  # fmt: skip
         asyncio.run(forwarder.serve())

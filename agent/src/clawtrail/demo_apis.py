@@ -18,7 +18,7 @@ Json = dict[str, Any]
 class Answer:
     """What the model says: `text`, and then the `tool` that it calls, if any.
 
-    `id` and `call_id`: 32 and 12 letters that the APIs put their prefixes before. `prompt`, `completion`: tokens.
+    `refuses`: it says so in the API's own field, where it has one (Google's has none). `id` and `call_id`: 32 and 12 letters that the APIs put their prefixes before. `prompt`, `completion`: tokens.
     """
 
     id: str
@@ -29,6 +29,7 @@ class Answer:
     call_id: str
     prompt: int
     completion: int
+    refuses: bool = False
 
     @property
     def written(self) -> str:
@@ -89,7 +90,8 @@ def _chat_usage(answer: Answer) -> Json:
 
 
 def _chat_whole(answer: Answer) -> Json:
-    message = _said([_chat_call(answer)] if answer.tool else [], answer.text)
+    message = _said([_chat_call(answer)] if answer.tool else [], None if answer.refuses else answer.text)
+    message |= {"refusal": answer.text} if answer.refuses else {}
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if answer.tool else "stop"}
     return {
         "id": f"chatcmpl-{answer.id}", "object": "chat.completion", "created": int(time.time()), "model": answer.model,
@@ -103,7 +105,7 @@ def _chat_events(answer: Answer) -> Iterator[tuple[str, Json]]:
     def part(delta: Json, finish: str | None = None) -> tuple[str, Json]:
         return "", base | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
-    yield part({"role": "assistant", "content": answer.text})
+    yield part({"role": "assistant", **({"content": None, "refusal": answer.text} if answer.refuses else {"content": answer.text})})
     if answer.tool:
         yield part({"tool_calls": [{"index": 0, **_chat_call(answer)}]})
     yield part({}, "tool_calls" if answer.tool else "stop")
@@ -130,7 +132,7 @@ def _responses_messages(body: Json) -> list[Json]:
 
 
 def _responses_items(answer: Answer) -> list[Json]:
-    content = [{"type": "output_text", "text": answer.text, "annotations": []}]
+    content: list[Json] = [{"type": "refusal", "refusal": answer.text} if answer.refuses else {"type": "output_text", "text": answer.text, "annotations": []}]
     items: list[Json] = [{"type": "message", "id": f"msg_{answer.id}", "status": "completed", "role": "assistant", "content": content}]
     if answer.tool:
         items.append({"type": "function_call", "id": f"fc_{answer.id}", "call_id": f"call_{answer.call_id}", "status": "completed", "name": answer.tool,
@@ -156,11 +158,12 @@ def _responses_events(answer: Answer) -> Iterator[tuple[str, Json]]:
         place = {"output_index": at, "item_id": item["id"]}
         if item["type"] == "message":
             part = item["content"][0]
+            event, member = ("refusal", "refusal") if answer.refuses else ("output_text", "text")
             said += [
                 {"type": "response.output_item.added", "output_index": at, "item": {**item, "status": "in_progress", "content": []}},
-                {"type": "response.content_part.added", **place, "content_index": 0, "part": {**part, "text": ""}},
-                {"type": "response.output_text.delta", **place, "content_index": 0, "delta": answer.text},
-                {"type": "response.output_text.done", **place, "content_index": 0, "text": answer.text},
+                {"type": "response.content_part.added", **place, "content_index": 0, "part": {**part, member: ""}},
+                {"type": f"response.{event}.delta", **place, "content_index": 0, "delta": answer.text},
+                {"type": f"response.{event}.done", **place, "content_index": 0, member: answer.text},
                 {"type": "response.content_part.done", **place, "content_index": 0, "part": part},
             ]
         else:
@@ -197,7 +200,7 @@ def _anthropic_whole(answer: Answer) -> Json:
         content.append({"type": "tool_use", "id": f"toolu_{answer.call_id}", "name": answer.tool, "input": answer.arguments})
     return {
         "id": f"msg_{answer.id}", "type": "message", "role": "assistant", "model": answer.model, "content": content,
-        "stop_reason": "tool_use" if answer.tool else "end_turn", "stop_sequence": None,
+        "stop_reason": "tool_use" if answer.tool else "refusal" if answer.refuses else "end_turn", "stop_sequence": None,
         "usage": {"input_tokens": answer.prompt, "output_tokens": answer.completion},
     }  # fmt: skip
 

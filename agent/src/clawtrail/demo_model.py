@@ -11,7 +11,7 @@ every call has its result the model answers `DONE n tool results: …`. A `TOOL`
 read is answered with a text that names the line, and no call of that script is made.
 
 `TOOL say {"text": "…"}` is no tool: the model answers with that text. `"recite": n` adds the first n lines of its
-system prompt. A line with the one word `GULLIBLE` makes it a model that obeys what it reads: the `TOOL` lines of each
+system prompt; `TOOL refuse {"text": "…"}` says it as a refusal. A line with the one word `GULLIBLE` makes it a model that obeys what it reads: the `TOOL` lines of each
 tool result are done next, as an injected instruction would be. For a rehearsal of attacks.
 
 Endpoints: POST, streaming or not, /v1/chat/completions, /v1/responses, /v1/messages and /v1beta/models/NAME:generateContent or
@@ -48,6 +48,10 @@ class Call:
 
     name: str
     arguments: dict[str, Any]
+
+
+class Refusal(str):
+    """A text by which the model says that it does not do what it was asked for."""
 
 
 def parse_script(text: str) -> list[Call]:
@@ -90,6 +94,8 @@ def decide(messages: list[Any]) -> str | Call:
     calls = calls if len(results) <= _OBEYED_MAX else []
     if calls and calls[0].name == "say":
         return _said(calls[0].arguments, messages)
+    if calls and calls[0].name == "refuse":
+        return Refusal(calls[0].arguments.get("text", ""))
     if calls:
         return calls[0]
     summary = " | ".join(" ".join(result.split())[:80] for result in results)
@@ -154,6 +160,7 @@ def answer(api: API, request: dict[str, Any]) -> Answer:
         call_id=uuid.uuid4().hex[:12],
         prompt=_tokens(json.dumps([messages, request.get("tools")], ensure_ascii=False)),
         completion=_tokens(json.dumps([text, arguments], ensure_ascii=False)),
+        refuses=isinstance(decision, Refusal),
     )
 
 

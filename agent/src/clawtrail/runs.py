@@ -111,6 +111,10 @@ class Runs:
             one.ended = self._clock()
             self._save({"ended": run})
 
+    def knows(self, run: str) -> bool:
+        """Whether the start of this run is on record: one that goes on, or whose end this process has seen."""
+        return run in self._runs
+
     def by_trace(self, trace: str | None) -> Run | None:
         """The newest open run of this trace; parent, subagents and announcements share one."""
         return next(reversed(self.all_of(trace)), None)

@@ -10,6 +10,8 @@ from ..recorder import Receipt, Recorder
 from ..redact import Found
 from ..runs import Runs
 from ..watch import Watch, marks
+from ..watch.kept import as_text
+from ..watch.state import Bounded
 from . import hooks
 from .fitting import fitted
 
@@ -61,7 +63,14 @@ class Desk:
         self._attempts: Memory[str] = Memory()
         self._calls: Memory[Call] = Memory()
         self._current: Memory[str] = Memory()  # session: the run that goes on in it
-        self._versions: Memory[str] = Memory()  # of files, servers, configuration: what was last seen of each
+        self._versions: Bounded[str, str] = self._kept("versions")  # of files, servers, configuration: what was last seen of each
+
+    def _kept(self, name: str) -> Bounded[str, str]:
+        """A table that outlives the process where the watch's does."""
+        table: Bounded[str, str] = Bounded(REMEMBER)
+        if self._watch.kept is not None:
+            self._watch.kept.hold(name, table, as_text)
+        return table
 
     def _record(self, kind: str, outcome: str, fields: dict[str, Any]) -> str:
         fields = self._watch.see(kind, outcome, fitted(kind, fields, self._recorder.redactor))
@@ -92,10 +101,15 @@ class Desk:
     def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any], **more: Any) -> str:
         return self._record("config.change", outcome, self._common(event, ctx) | {"change": hooks.some(change), **more})
 
-    def _compare(self, what: str, name: str, after: str, **more: Any) -> None:
-        """A config.change when this is not what was last seen under the name; `none` stands for nothing."""
+    def _compare(self, what: str, name: str, after: str, first: bool = True, **more: Any) -> None:
+        """A config.change when this is not what was last seen under the name; `none` stands for nothing.
+
+        `first`: to be seen for the first time is a change too.
+        """
         key = f"{what} {name}"
+        known = key in self._versions
         before = self._versions.get(key, "none")
-        if before != after:
+        if before != after or not known:
             self._versions.put(key, after)
+        if before != after and (known or first):
             self._change("success", {"what": what, "name": name, "before": before, "after": after, **more}, {}, {})

@@ -111,11 +111,26 @@ class Gateway(Desk):
             "denied_tools": hooks.words(tools.get("deny")), "exec": tools.get("security"), "ask": tools.get("ask")})})  # fmt: skip
         if config:
             self._compare("config", "openclaw.json", config)
+        self._compare_gates(hooks.group(known.get("gates")), tuple(f"agents.entries.{hooks.text(a)}." for a in hooks.listed(known.get("agents"))))
+        self._compare("policy", "tools.deny", hooks.words(tools.get("deny")) or _ABSENT, first=False)
         for server in servers:
             self._compare("mcp", hooks.text(server.get("name")), hooks.text(server.get("sha256"))[:16], spec=server.get("spec"))
         for name in [k.removeprefix("mcp ") for k in self._versions if k.startswith("mcp ")]:
             if name not in {hooks.text(s.get("name")) for s in servers}:
                 self._compare("mcp", name, _ABSENT)
+
+    def _compare_gates(self, gates: dict[str, Any], agents: tuple[str, ...]) -> None:
+        """What stands between the agents and the host: what it is at first is no change, and one that is gone is off."""
+        now = {f"{'sandbox' if name.endswith('sandbox.mode') else 'approval'} {name}": hooks.text(value) for name, value in gates.items()}
+        for key in [k for k in self._versions if k.startswith(("sandbox ", "approval "))]:
+            name = key.partition(" ")[2]
+            if name.startswith("agents.entries.") and not name.startswith(agents):
+                self._versions.drop(key)  # with its agent
+            else:
+                now.setdefault(key, _ABSENT)
+        for key, value in now.items():
+            what, _, name = key.partition(" ")
+            self._compare(what, name, value, first=False)
 
     def _gateway_stop(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         self._record("system.stop", "success", {"health": hooks.some({"component": "openclaw", "reason": event.get("reason")})})
@@ -321,10 +336,13 @@ class Gateway(Desk):
     def _skill(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """A live skill was created, updated or removed. Before and after are the hashes of its whole folder."""
         before, after = hooks.group(event.get("before")), hooks.group(event.get("after"))
+        by = event.get("source")
+        if by == "workshop" and any(tool.tool == "skill_workshop" for tool in self._open.open_tools()):
+            by = "agent"  # else a person, through the control interface
         self._change("success", {
             "what": "skill", "name": after.get("name") or before.get("name") or event.get("name"),
             "before": hooks.revision(before) or _ABSENT, "after": hooks.revision(after) or _ABSENT,
-            "by": event.get("source"), "spec": after.get("skillFile") or before.get("skillFile")}, event, ctx)  # fmt: skip
+            "by": by, "spec": after.get("skillFile") or before.get("skillFile")}, event, ctx)  # fmt: skip
 
     def _skill_proposal(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """What the agent would like to learn, and what became of it: created, applied, rejected."""

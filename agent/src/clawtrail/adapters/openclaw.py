@@ -45,7 +45,7 @@ class OpenClaw(Gateway):
         self._runs: Memory[dict[str, Any] | None] = Memory()  # run: its actor
         self._children: Memory[tuple[str, str | None]] = Memory()  # session of a subagent: event of its start, run of who started it
         self._inputs: Memory[dict[str, Any]] = Memory()
-        self._definitions: Memory[str] = Memory()  # of a tool, by the offer that it was part of
+        self._definitions = self._kept("offers")  # of a tool, by the offer that it was part of
         self._defs: Memory[dict[str, str]] = Memory()  # run: each tool's contract
         self._failed: Memory[dict[str, Any]] = Memory()  # run: why its last model call came to nothing
         self._took: Memory[object] = Memory()  # run: milliseconds of its last model call
@@ -125,7 +125,9 @@ class OpenClaw(Gateway):
         common = self._common(event, ctx)
         session, run = common["session"], common["run"]
         surface = hooks.text(ctx.get("channel") or ctx.get("messageProvider")) or None
-        actor = hooks.some({"type": "user", "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface}) or {}
+        sort = "system" if ctx.get("trigger") in ("cron", "heartbeat") and not event.get("senderId") else "user"
+        actor = hooks.some({"type": sort, "id": event.get("senderId"), "owner": event.get("senderIsOwner"), "surface": surface,
+                            "tenant": event.get("accountId")}) or {}  # fmt: skip
         if actor.get("id"):
             actor["auth"] = "asserted" if surface == "webchat" else "verified"
         trigger, caused_by, actor = self._started_by(run, session, event, ctx, actor)
@@ -161,7 +163,7 @@ class OpenClaw(Gateway):
 
     def _run_completed(self, event: dict[str, Any], ctx: dict[str, Any]) -> None:
         """The host's own diagnostics, which no hook gates: a run that it knows and we do not went past the gate."""
-        if str(event.get("runId")) not in self._runs:
+        if not self._open.knows(str(event.get("runId"))):
             self._record("policy.decision", "unknown", self._common(event, ctx) | {
                 "policy": {"engine": "clawtrail", "rule": "run-gate", "verdict": "none", "reason": "the run ended and its start was never recorded"},
                 "flag": {"rule": "trail.bypass", "severity": "critical", "technique": "T1562.001"}})  # fmt: skip
@@ -217,8 +219,9 @@ class OpenClaw(Gateway):
         fields = common | {
             "step": self._step(common.get("run")),
             "caused_by": self._decided(tool, common),
-            "actor": hooks.some({"type": "user", "id": requester.get("senderId"), "owner": requester.get("senderIsOwner"),
-                            "surface": requester.get("channel")}),
+            "actor": hooks.some({"type": self._sort_of_actor(common["run"], requester), "id": requester.get("senderId"),
+                                 "owner": requester.get("senderIsOwner"), "role": hooks.words(requester.get("roleIds")),
+                                 "surface": requester.get("channel"), "tenant": requester.get("accountId")}),
             "tool": tool,
             "params": params,
             "content": hooks.without_excerpt(self._parameters(params, written)),
@@ -255,6 +258,10 @@ class OpenClaw(Gateway):
         if forbidden:
             self._forbid(forbidden, call_id, common | {"caused_by": attempt, "tool": tool}, fields | {"params": params})
 
+    def _sort_of_actor(self, run: object, requester: dict[str, Any]) -> str | None:
+        """What its run says; else a person, where the host names one. Who calls `POST /tools/invoke` is not told."""
+        return hooks.group(self._runs.get(str(run))).get("type") or ("user" if requester.get("senderId") else None)
+
     def _forbid(self, hit: Hit, call_id: str, fields: dict[str, Any], call: dict[str, Any]) -> None:
         """Raises Denied, with all that is on record of the call."""
         fields |= {"policy": verdict(hit), "flag": flag([hit])}
@@ -285,7 +292,7 @@ class OpenClaw(Gateway):
         outcome = hooks.tool_outcome(error, result, details)
         fields = common | {
             "step": self._steps.get(str(common["run"])),
-            "trace": common["trace"] or (call.trace if call else None),
+            "trace": common["trace"] or (call.trace and hooks.some({"id": call.trace.get("id")}) if call else None),
             "caused_by": call.event if call else self._decided(tool, common),  # bad arguments: decided, and never called
             "tool": tool,
             "content": self._content(hooks.text(result.get("content"))) if result else None,

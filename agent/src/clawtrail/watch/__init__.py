@@ -4,7 +4,9 @@ Whether the session has read untrusted content, and from where; how far a text m
 and who is behind it; whether a destination is new; whether a secret that came out of one call goes into another; what a
 run has used. And the rules that need this, `companions.py`: they are judged here, where all facts are at hand.
 
-In memory alone, and bounded: a restarted process begins anew, with no session tainted and no destination known.
+Bounded, and kept in a file for the process that comes after (`kept`): taint, actors, memory and jobs with who is behind them,
+destinations, fingerprints, what tools, capabilities and pages were, devices. What is short-lived begins anew with the process:
+calls whose result may still come, what a run has used, how fast people answered.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from .calls import Calls
 from .changes import Changes
 from .companions import COMPANIONS, configured
 from .egress import Egress
+from .kept import Kept, as_members, as_text
 from .messages import Messages
 from .model import Model
 from .people import People
@@ -25,7 +28,7 @@ from .seen import Seen
 from .state import History, Standing
 from .text import line_digests, marks
 
-__all__ = ["COMPANIONS", "Standing", "Watch", "line_digests", "marks"]
+__all__ = ["COMPANIONS", "Kept", "Standing", "Watch", "line_digests", "marks"]
 
 
 class Watch:
@@ -38,6 +41,7 @@ class Watch:
         settings: such a section itself, in place of that of `rules`; see `companions`.
         trusted: tools, or `mcp:server`, whose results are trusted all the same.
         clock: seconds that only go forward.
+        kept: where it outlives this process; None: it does not.
 
     Raises ConfigurationError for settings that are none.
     """
@@ -49,14 +53,21 @@ class Watch:
         settings: Mapping[str, Any] | None = None,
         trusted: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        kept: Kept | None = None,
     ) -> None:
         self._companions = configured(settings if settings is not None else getattr(rules, "watch", None) or {})
         self._history = history = History(clock)
         self.failed = 0  #: events of a shape that could not be read; they are recorded as they came
+        self.kept = kept
         memory, jobs, egress, people = Memory(), Jobs(), Egress(getattr(rules, "said", None)), People()
         life, messages = Lifecycle(history, memory, jobs), Messages(egress)
         self._model, self._changes = model, changes = Model(egress), Changes(history, jobs)
         calls = Calls(history, egress, memory, jobs, changes, frozenset(trusted))
+        if kept is not None:
+            kept.hold("taints", history.taints, as_text)
+            kept.hold("actors", history.actors, as_members)
+            for room in (memory, jobs, egress, people, changes, calls):
+                room.keep(kept)
         self._kinds: dict[str, Callable[[Seen], None]] = {
             "run.start": life.start, "run.end": life.end, "session.end": life.session_end,
             "subagent.start": life.subagent_start, "subagent.end": life.subagent_end,
@@ -105,6 +116,7 @@ class Watch:
 
     @property
     def counters(self) -> dict[str, int]:
-        """For the heartbeat: sessions known and tainted, taints that there was no room for, events that could not be read."""
-        taints = self._history.taints
-        return {"sessions": len(self._history.sessions), "tainted": len(taints), "taints_lost": taints.let_go, "unread": self.failed}
+        """For the heartbeat: sessions known and tainted, taints that there was no room for, events that could not be read, changes not kept."""
+        taints, unsaved = self._history.taints, self.kept.unsaved if self.kept is not None else 0
+        known = {"sessions": len(self._history.sessions), "tainted": len(taints), "taints_lost": taints.let_go, "unread": self.failed}
+        return known | ({"unsaved": unsaved} if unsaved else {})

@@ -9,6 +9,7 @@ from typing import Any
 from . import text, tools
 from .changes import Changes
 from .egress import Egress
+from .kept import Kept, as_text
 from .persistence import Jobs, Memory
 from .lifecycle import step
 from .seen import Seen, present
@@ -32,7 +33,10 @@ class Calls:
     def __init__(self, history: History, egress: Egress, memory: Memory, jobs: Jobs, changes: Changes, trusted: frozenset[str]) -> None:
         self._history, self._egress, self._memory, self._jobs, self._changes = history, egress, memory, jobs, changes
         self._trusted = trusted
-        self._contents: Bounded[str, str] = Bounded(ITEMS)
+        self._contents: Bounded[str, str] = Bounded(ITEMS)  # short hash of an address → of what it said
+
+    def keep(self, kept: Kept) -> None:
+        kept.hold("contents", self._contents, as_text)
 
     def call(self, seen: Seen) -> None:
         tool, params = seen.group("tool"), seen.group("params")
@@ -120,8 +124,12 @@ class Calls:
         item, excerpt = store.get("item"), content.get("excerpt")
         if not isinstance(item, str) or store.get("kind") not in ("web", "external") or not isinstance(excerpt, str):
             return
-        now = hashlib.sha256(_VOLATILE.sub("", excerpt).encode("utf-8", "replace")).hexdigest()[:16]
-        before = self._contents.get(item)
-        self._contents.put(item, now)
+        now, place = _short_hash(_VOLATILE.sub("", excerpt)), _short_hash(item)
+        before = self._contents.get(place)
+        self._contents.put(place, now)
         if before is not None and before != now:
             seen.hit("content.changed")
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Mapping
 
+from .kept import Kept, as_names, as_text
 from .persistence import Jobs
 from .seen import Seen
 from .state import Bounded, History
@@ -25,15 +26,20 @@ class Changes:
         self._shown: Bounded[str, dict[str, None]] = Bounded(NAMES)
         self._versions: Bounded[str, str] = Bounded(NAMES)
 
+    def keep(self, kept: Kept) -> None:
+        kept.hold("definitions", self._definitions, as_text)
+        kept.hold("shown", self._shown, as_names)
+        kept.hold("capabilities", self._versions, as_text)
+
     def shown(self, hashes: Mapping[str, str], session: object) -> list[tuple[str, str, str]]:
         """See `Watch.definitions`."""
         changed, sort = [], self._history.sort(session)
         for name, after in list(hashes.items())[:NAMES]:
-            before, known = self._definitions.get(f"{sort} {name}"), self._shown.get(name) or self._shown.put(name, {})
+            before, known = self._definitions.get(f"{sort} {name}"), self._shown.get(name) or {}
             if before is not None and before != after and after not in known:
                 changed.append((name, before, after))
-            if len(known) < 32:
-                known[after] = None
+            if after not in known and len(known) < 32:
+                self._shown.put(name, {**known, after: None})
             self._definitions.put(f"{sort} {name}", after)
         return changed
 
@@ -49,7 +55,7 @@ class Changes:
         off = after.lower() in _OFF
         if what == "schedule":
             self._jobs.changed(seen, change)
-        elif what in ("tool", "skill", "plugin", "mcp", "knowledge"):
+        elif what in ("tool", "skill", "plugin", "mcp", "knowledge") and seen.outcome == "success" and change.get("by") != "proposal":
             self._capability(seen, change, what, name, after)
         if off and (what in ("approval", "sandbox") or what in ("policy", "config") and _GATE_NAME.search(name)):
             seen.hit("approval.switched-off")

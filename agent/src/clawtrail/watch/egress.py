@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from . import text, tools
+from .kept import Kept, as_nothing
 from .seen import Seen
 from .state import Bounded, Session
 
@@ -25,6 +26,10 @@ class Egress:
         self._said = said
         self._hosts: Bounded[str, None] = Bounded(HOSTS)
         self._fps: Bounded[str, None] = Bounded(FPS)
+
+    def keep(self, kept: Kept) -> None:
+        kept.hold("hosts", self._hosts, as_nothing)
+        kept.hold("fps", self._fps, as_nothing)
 
     def by_call(self, seen: Seen, touch: tools.Touch) -> None:
         content, target = seen.group("content"), seen.group("target")

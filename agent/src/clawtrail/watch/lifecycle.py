@@ -18,12 +18,10 @@ class Lifecycle:
         self._history, self._memory, self._jobs = history, memory, jobs
 
     def start(self, seen: Seen) -> None:
-        run = self._history.run(seen.run)
         actor = {} if nobody(seen.session, seen.run, seen.group("actor")) else seen.group("actor")
-        if run:
-            run.actor = actor or None
+        self._history.begins(seen.run, actor)
         if actor:
-            seen.state.actor = actor
+            self._history.acts_for(seen.session, seen.state, actor)
         self._inherit(seen)
         judge_instruction(seen, actor)
         seen.taint = seen.state.taint or None
@@ -44,8 +42,7 @@ class Lifecycle:
         seen.has_read(self._memory.put_into_every_session() or "")
 
     def end(self, seen: Seen) -> None:
-        run = self._history.runs.pop(seen.run, None) if isinstance(seen.run, str) else None
-        if run:
+        if run := self._history.ends(seen.run):
             own = {"steps": run.tools or run.calls, "tools": run.tools, **run.usage}
             seen.put("usage", {**{k: v for k, v in own.items() if v}, **seen.group("usage")})
             _budget(seen, run, True)
@@ -66,7 +63,7 @@ class Lifecycle:
 def step(seen: Seen, *, calls: int = 0, tools: int = 0, usage: Mapping[str, Any] | None = None) -> Run | None:
     """The run of an event by which it acts, with what it has used by now; one that has never begun went past the gate."""
     history = seen.history
-    if seen.kind == "tool.call" and isinstance(seen.run, str) and seen.run not in history.runs:
+    if seen.kind == "tool.call" and isinstance(seen.run, str) and not history.began(seen.run):
         if history.clock() - history.born > seen.limits("hooks.bypassed")["grace_s"]:
             seen.hit("hooks.bypassed")
     if run := history.run(seen.run):

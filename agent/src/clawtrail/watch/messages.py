@@ -26,7 +26,7 @@ class Messages:
             names = [str(n) for n in given] if isinstance(given, list) else []
             seen.put("asserted", names if "actor.display" in names else [*names, "actor.display"])
         if seen.group("actor") and actor.get("id"):
-            seen.state.actor = {**(seen.state.actor or {}), **actor}
+            seen.history.acts_for(seen.session, seen.state, {**(seen.state.actor or {}), **actor})
         judge_instruction(seen, actor)
         self._loop(seen)
 

@@ -31,13 +31,15 @@ class Model:
 
     def decision(self, seen: Seen) -> None:
         seen.mark_content()
-        if seen.word("model", "via") != "proxy":  # the plugin tells of the same one
+        via = seen.word("model", "via")
+        if via != "proxy":  # the plugin tells of the same one
             seen.cause("model.request")
             step(seen, calls=1, usage=seen.group("usage"))
-            if seen.word("decision", "stop") == "refusal":
-                seen.state.refusals += 1
-                if seen.state.refusals >= seen.limits("refusals.repeated")["refusals"]:
-                    seen.hit("refusals.repeated")
+        if seen.word("decision", "stop") == "refusal":  # most hosts do not tell: the proxy does
+            refusals = seen.state.refusals
+            refusals[via] = refusals.get(via, 0) + 1
+            if refusals[via] >= seen.limits("refusals.repeated")["refusals"]:
+                seen.hit("refusals.repeated")
         prompt = self._prompts.get(seen.session) if isinstance(seen.session, str) else None
         if prompt and isinstance(excerpt := seen.group("content").get("excerpt"), str):
             if len(prompt.intersection(line_digests(excerpt))) >= seen.limits("output.repeats-system-prompt")["lines"]:

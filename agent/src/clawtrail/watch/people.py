@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .kept import Kept, as_names, as_nothing
 from .seen import Seen
 from .state import Bounded
 
@@ -17,6 +18,10 @@ class People:
         self._asked: Bounded[str, float] = Bounded(NAMES)
         self._stamps: Bounded[str, list[float]] = Bounded(NAMES)
 
+    def keep(self, kept: Kept) -> None:
+        kept.hold("devices", self._devices, as_nothing)
+        kept.hold("places", self._places, as_names)
+
     def login(self, seen: Seen) -> None:
         who, place = seen.word("actor", "id"), seen.word("actor", "addr")
         pairing = "pairing" in seen.word("policy", "rule") or (seen.outcome == "attempt" and seen.word("actor", "auth") == "none")
@@ -31,9 +36,8 @@ class People:
             if places is not None and place not in places:
                 seen.hit("auth.new-source")
             if seen.outcome == "success" or places is None:
-                places = self._places.put(who, places or {})
-                if len(places) < 64:
-                    places[place] = None
+                known = places or {}
+                self._places.put(who, known if len(known) >= 64 else {**known, place: None})
 
     def asked(self, seen: Seen) -> None:
         self._asked.put(_question(seen), seen.history.clock())

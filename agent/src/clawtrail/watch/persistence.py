@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from . import tools
+from .kept import Kept, as_text
 from .seen import Seen, present
 from .state import Bounded, Call
 
@@ -24,6 +25,9 @@ class Memory:
     def __init__(self) -> None:
         self._items: Bounded[str, str] = Bounded(ITEMS)
 
+    def keep(self, kept: Kept) -> None:
+        kept.hold("memory", self._items, as_text)
+
     def by_call(self, seen: Seen, touch: tools.Touch, owner: bool | None) -> None:
         taint = seen.state.taint
         origin = "non-owner" if owner is False else taint or ("owner" if owner else None)
@@ -31,7 +35,7 @@ class Memory:
             if taint or owner is False:
                 self._items.put(_key(path), taint or "non-owner")
             else:
-                self._items.pop(_key(path), None)
+                self._items.drop(_key(path))
         store = touch.store
         if not store or store.get("op") == "read":
             return
@@ -75,6 +79,9 @@ class Jobs:
 
     def __init__(self) -> None:
         self._jobs: Bounded[str, tuple[str, str | None]] = Bounded(JOBS)
+
+    def keep(self, kept: Kept) -> None:
+        kept.hold("jobs", self._jobs, lambda v: (as_text(v[0]), None if v[1] is None else as_text(v[1])))
 
     def taint(self, ref: object) -> str:
         return self._jobs.get(str(ref), ("", None))[0]

@@ -25,14 +25,25 @@ class Bounded(OrderedDict[K, V], Generic[K, V]):
         super().__init__()
         self.most = most
         self.let_go = 0
+        self.told: Callable[..., None] | None = None  #: hears of each change: (key, value), or (key) when it is gone
 
     def put(self, key: K, value: V) -> V:
+        if self.told is not None and (key not in self or self[key] != value):
+            self.told(key, value)
         self[key] = value
         self.move_to_end(key)
         while len(self) > self.most:
-            self.popitem(last=False)
+            gone, _ = self.popitem(last=False)
             self.let_go += 1
+            if self.told is not None:
+                self.told(gone)
         return value
+
+    def drop(self, key: K) -> None:
+        if key in self:
+            del self[key]
+            if self.told is not None:
+                self.told(key)
 
     def use(self, key: K) -> V | None:
         value = self.get(key)
@@ -49,7 +60,7 @@ class Session:
     actor: dict[str, Any] | None = None
     last: dict[str, str] = field(default_factory=dict)
     named: dict[str, None] = field(default_factory=dict)  #: destinations that a trusted message named
-    refusals: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)  #: of the model, by who saw them
 
     def name(self, destination: str) -> None:
         if len(self.named) < 128:
@@ -106,6 +117,7 @@ class History:
         self.clock, self.born = clock, clock()
         self.sessions: Bounded[str, Session] = Bounded(SESSIONS)
         self.taints: Bounded[str, str] = Bounded(TAINTS)
+        self.actors: Bounded[str, dict[str, Any]] = Bounded(SESSIONS + RUNS)  #: for whom a session, or `run ID`, acts
         self.runs: Bounded[str, Run] = Bounded(RUNS)
         self.calls: Bounded[str, Call] = Bounded(CALLS)
         self.spawning: Bounded[str, str] = Bounded(SPAWNING)  #: id of a call that makes a subagent → its session
@@ -114,16 +126,40 @@ class History:
         if not isinstance(name, str) or not name:
             return Session()  # nowhere to remember it
         state = self.sessions.use(name)
-        return state or self.sessions.put(name, Session(taint=self.taints.get(name, "")))
+        return state or self.sessions.put(name, Session(self.taints.get(name, ""), self.actors.get(name)))
 
     def run(self, name: object) -> Run | None:
         if not isinstance(name, str) or not name:
             return None
-        return self.runs.use(name) or self.runs.put(name, Run())
+        return self.runs.use(name) or self.runs.put(name, Run(self.actors.get(f"run {name}") or None))
+
+    def begins(self, name: object, actor: dict[str, Any]) -> None:
+        """A run's start: for whom it acts, nobody for an empty `actor`."""
+        if run := self.run(name):
+            run.actor = actor or None
+            self.actors.put(f"run {name}", actor)
+
+    def began(self, run: str) -> bool:
+        """Whether anything of the run was seen before, or its start by the process before this one."""
+        return run in self.runs or f"run {run}" in self.actors
+
+    def ends(self, name: object) -> Run | None:
+        """A run's end: what it has used."""
+        if not isinstance(name, str):
+            return None
+        self.actors.drop(f"run {name}")
+        return self.runs.pop(name, None)
+
+    def acts_for(self, name: object, state: Session, actor: dict[str, Any]) -> None:
+        """For whom a session acts from now on."""
+        state.actor = actor
+        if isinstance(name, str) and name:
+            self.actors.put(name, actor)
 
     def forget(self, session: str) -> None:
         self.sessions.pop(session, None)
-        self.taints.pop(session, None)
+        self.taints.drop(session)
+        self.actors.drop(session)
 
     def taint(self, name: object, state: Session, source: str) -> None:
         if not state.taint and source:
@@ -139,18 +175,26 @@ class History:
     def descends(self, parent: object, child: str) -> None:
         """A subagent has read what its parent has, and works for whom the parent works for."""
         self.carry(parent, child)
-        if child and isinstance(parent, str) and (above := self.sessions.get(parent)) and above.actor:
+        if child and (actor := self._actor(parent)):
             state = self.session(child)
-            state.actor = state.actor or above.actor
+            if not state.actor:
+                self.acts_for(child, state, actor)
 
     def standing(self, session: object, run: object, actor: object) -> Standing:
         state = self.sessions.get(session) if isinstance(session, str) else None
         of_run = self.runs.get(run) if isinstance(run, str) else None
         owner = actor.get("owner") if isinstance(actor, dict) and not nobody(session, run, actor) else None
         if owner is None:
-            owner = ((of_run.actor if of_run else None) or (state.actor if state else None) or {}).get("owner")
+            run_acts_for = of_run.actor if of_run else self.actors.get(f"run {run}")
+            owner = (run_acts_for or self._actor(session) or {}).get("owner")
         taint = state.taint if state else self.taints.get(session, "") if isinstance(session, str) else ""
         return Standing(bool(taint), owner if isinstance(owner, bool) else None)
+
+    def _actor(self, session: object) -> dict[str, Any] | None:
+        if not isinstance(session, str):
+            return None
+        state = self.sessions.get(session)
+        return state.actor if state else self.actors.get(session)
 
     def sort(self, session: object) -> str:
         """Sessions of one sort are shown the same tools: the owner's, a guest's, a subagent's."""
