@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
 
 import pytest
@@ -246,6 +247,19 @@ def test_ordinary_events_go_the_quick_way(offline):
         log.removeHandler(handler)
     assert offline.lane.quick > 0.98 * offline.lane.asked  # the rest: what was not known yet, and a sample ten times a second
     assert offline.accepted == 2002 == offline.stats()["spooled"] and offline.stats()["accepted_bytes"] == sum(len(f) + len(str(len(f))) + 1 for f in stored(offline))
+
+
+@pytest.mark.parametrize("moment", [0.0, 1.5, 1_795_445_526.1234565, 1_795_445_526.9999996, 253_402_300_798.5, 1e-7, time.time()])
+def test_a_moment_of_its_own_is_the_events_and_no_field_of_it(offline, moment):
+    quick = offline.lane.quick
+    receipt = offline.record("tool.call", "attempt", tool={"name": "exec"}, time=moment)
+    told = json.loads(receipt.line)
+    assert offline.lane.quick == quick + 1 and told["ts"] == event.timestamp(moment) and "time" not in told
+
+
+def test_no_moment_is_now(offline):
+    before = event.timestamp()
+    assert before <= json.loads(offline.record("tool.call", "attempt", tool={"name": "exec"}, time=None).line)["ts"] <= event.timestamp()
 
 
 class Braces(logging.LogRecord):

@@ -222,7 +222,9 @@ class Recorder:
         tells whether the event will be sent nevertheless.
         """
         receipt = self.lane.put(self, kind, outcome, fields)
-        return self._put(self._draft(kind, outcome, fields), False) if receipt is None else self._durable(receipt)
+        if receipt is None:
+            return self._put(self._draft(kind, outcome, fields), False)
+        return self._durable(receipt) if self._syncs else receipt
 
     def put(self, kind: str, outcome: str, fields: dict[str, Any], lossy: bool = False) -> Receipt:
         """As `record`, with the fields as a dict that is used up.

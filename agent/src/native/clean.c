@@ -17,7 +17,7 @@ static byte role[256];
 #define BEFORE_RUN 7
 #define BEHIND_RUN 4
 #define HINT_MAX 24
-#define HINTS_MAX 256
+#define HINTS_MAX 96
 
 typedef struct {
     char text[HINT_MAX];
@@ -27,9 +27,12 @@ typedef struct {
 typedef struct {
     Hint all[HINTS_MAX];
     int count;
+    uint64_t first[HINT_MAX];  /* by the length of the word before it: the first letters of these, modulo 64 */
 } Hints;
 
-static Hints words[128], ends, starts, runs;  /* by the rare character: a whole word before it; the end of one. In words; in runs. */
+/* words: by the rare character, with a whole word before it; bare: with none; ends: with the end of one. In words; in runs. */
+static Hints words[128], bare, ends, starts, runs;
+static byte loose[128];  /* the rare characters of `bare` and `ends` */
 static int learned = 0;
 
 static int keep(Hints *in, const char *text, size_t size, size_t at)
@@ -45,9 +48,9 @@ static int keep(Hints *in, const char *text, size_t size, size_t at)
 /* Hints as (how, text): "word", "end", "start" or "run"; see `native._hints`. 0: one of them is not understood. */
 int clean_learn(PyObject *hints)
 {
-    for (int i = 0; i < 128; i++)
-        words[i].count = 0;
-    ends.count = starts.count = runs.count = learned = 0;
+    memset(words, 0, sizeof words);
+    memset(loose, 0, sizeof loose);
+    bare.count = ends.count = starts.count = runs.count = learned = 0;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(hints); i++) {
         const char *how, *text;
         Py_ssize_t size;
@@ -62,8 +65,13 @@ int clean_learn(PyObject *hints)
         else if (!strcmp(how, "start"))
             known = at == (size_t)size && size >= 4 && keep(&starts, text, size, 0) && (role[(byte)text[0]] |= BEGINS);
         else if (at < (size_t)size && (byte)text[at] < 128) {
-            role[(byte)text[at]] |= RARE;
-            known = !strcmp(how, "word") ? keep(&words[(byte)text[at]], text, size, at) : !strcmp(how, "end") && keep(&ends, text, size, at);
+            byte c = (byte)text[at];
+            Hints *in = strcmp(how, "word") ? &ends : at ? &words[c] : &bare;
+            role[c] |= RARE;
+            loose[c] |= in != &words[c];
+            if (at < HINT_MAX)
+                in->first[at] |= (uint64_t)1 << (text[0] & 63);
+            known = (in != &ends || !strcmp(how, "end")) && keep(in, text, size, at);
         }
         if (!known)
             return 0;
@@ -84,18 +92,29 @@ static int ends_with(const byte *word, size_t size, const char *end, size_t leng
 
 #define ENDS(with) ends_with(word, size, with, sizeof(with) - 1)
 
-/* 2: a name whose value is a secret; 1: one that is only when it is an option's. */
+enum { NOTHING, OPTION, NAMED, ANNOUNCES };  /* whose value is a secret: only as an option, also as `name=`, whatever follows */
+
+#define TWO(a, b) ((a) << 8 | (b))
+
+/* What a word of three letters or more tells about what follows it. */
 static int telling(const byte *word, size_t size)
 {
-    switch (word[size - 1] | 32) {
-    case 'd': return ENDS("password") || ENDS("passwd") || ENDS("pwd") ? 2 : 0;
-    case 'e': return ENDS("passphrase") || ENDS("cookie") ? 2 : 0;
-    case 't': return ENDS("secret") ? 2 : ENDS("pat");
-    case 'n': return ENDS("token") || ENDS("authorization") ? 2 : 0;
-    case 'y': return ENDS("key") ? 2 : 0;
-    case 'l': return ENDS("credential") ? 2 : 0;
-    case 's': return ENDS("credentials") ? 2 : ENDS("pass");
-    default: return 0;
+    switch (TWO(word[size - 2] | 32, word[size - 1] | 32)) {
+    case TWO('r', 'd'): return ENDS("password") ? NAMED : NOTHING;
+    case TWO('w', 'd'): return ENDS("passwd") || ENDS("pwd") ? NAMED : NOTHING;
+    case TWO('s', 'e'): return ENDS("passphrase") ? NAMED : NOTHING;
+    case TWO('i', 'e'): return ENDS("cookie") ? NAMED : NOTHING;
+    case TWO('e', 't'): return ENDS("secret") ? NAMED : NOTHING;
+    case TWO('e', 'n'): return ENDS("token") ? NAMED : NOTHING;
+    case TWO('o', 'n'): return ENDS("authorization") ? NAMED : NOTHING;
+    case TWO('e', 'y'): return ENDS("key") ? NAMED : NOTHING;
+    case TWO('a', 'l'): return ENDS("credential") ? NAMED : NOTHING;
+    case TWO('l', 's'): return ENDS("credentials") ? NAMED : NOTHING;
+    case TWO('a', 't'): return ENDS("pat") ? OPTION : NOTHING;
+    case TWO('s', 's'): return ENDS("pass") ? OPTION : NOTHING;
+    case TWO('e', 'r'): return ENDS("bearer") ? ANNOUNCES : NOTHING;
+    case TWO('i', 'n'): return ENDS("login") ? ANNOUNCES : NOTHING;
+    default: return NOTHING;
     }
 }
 
@@ -207,14 +226,16 @@ static int begins(const Hint *hint, const byte *at, const byte *end)
 static int is_hint(const byte *word, size_t size, const byte *at, const byte *end)
 {
     byte c = *at;
-    if ((c == '-' || c == '_' || c == '.') && !much_follows(at + 1, end))
-        return 0;
     const Hints *whole = &words[c];
-    for (int i = 0; i < whole->count; i++) {
-        const Hint *hint = &whole->all[i];
-        if ((hint->at == 0 || (hint->at == size && hint->text[0] == (char)word[0] && !memcmp(hint->text, word, size))) && begins(hint, at, end))
+    int may = size && size < HINT_MAX && whole->first[size] >> (word[0] & 63) & 1;
+    if ((!may && !loose[c]) || ((c == '-' || c == '_' || c == '.') && !much_follows(at + 1, end)))
+        return 0;
+    for (int i = 0; may && i < whole->count; i++)
+        if (whole->all[i].at == size && !memcmp(whole->all[i].text, word, size) && begins(&whole->all[i], at, end))
             return 1;
-    }
+    for (int i = 0; i < bare.count; i++)
+        if ((byte)bare.all[i].text[0] == c && begins(&bare.all[i], at, end))
+            return 1;
     for (int i = 0; i < ends.count; i++) {
         const Hint *hint = &ends.all[i];
         if ((byte)hint->text[hint->at] == c && size >= hint->at && !memcmp(hint->text, word + size - hint->at, hint->at) && begins(hint, at, end))
@@ -256,9 +277,13 @@ static int is_odd(const byte *at, const byte *end)
 static int tells(const byte *text, const byte *end, const byte *word, size_t size, const byte *at)
 {
     byte c = *at;
-    int how = size >= 3 ? telling(word, size) : 0, space = c >= 128 || IS(c, SPACE);
-    return (how == 2 && is_given(at, end)) || (how && (c == '=' || space) && is_option(text, word)) || (space && (ENDS("bearer") || ENDS("login")))
-        || (c == '=' && is_query(text, word, size));
+    if (c == '=' && is_query(text, word, size))
+        return 1;
+    int how = size >= 3 ? telling(word, size) : NOTHING;
+    if (how == NOTHING)
+        return 0;
+    int space = c >= 128 || IS(c, SPACE);
+    return (how == ANNOUNCES && space) || (how == NAMED && is_given(at, end)) || (how != ANNOUNCES && (c == '=' || space) && is_option(text, word));
 }
 
 enum clean clean(const byte *text, size_t length)

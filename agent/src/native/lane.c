@@ -466,6 +466,16 @@ static int wake(Lane *lane, PyObject *recorder)
     return answer == NULL ? -1 : 0;
 }
 
+/* Seconds since the epoch in microseconds, half to even. 0: a moment that `event.timestamp` has to look at. */
+static int moment(double seconds, int64_t *microseconds)
+{
+    double whole, fraction = modf(seconds, &whole);
+    if (!(whole >= 0 && whole < 253402300799.0) || fraction < 0)
+        return 0;
+    *microseconds = (int64_t)whole * 1000000 + (int64_t)nearbyint(fraction * 1e6);
+    return 1;
+}
+
 /* -- the two ways in ---------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(put_doc, "put(recorder, kind, outcome, fields)\n--\n\nThe receipt; None: nothing was recorded, the long way is open.");
@@ -482,16 +492,17 @@ static PyObject *lane_put(Lane *lane, PyObject *const *args, Py_ssize_t count)
     if (!lane->open)
         Py_RETURN_NONE;
     event.kind = args[1], event.outcome = args[2], event.claim = lane->claim;
+    event.microseconds = wall_ns() / 1000;
     while (PyDict_Next(args[3], &at, &name, &value)) {
         PyObject *index = PyDict_GetItemWithError(order, name);
-        if (index == NULL) {  /* `time`, `claim`, or what is none of ours */
-            if (PyErr_Occurred())
-                return NULL;
-            Py_RETURN_NONE;
-        }
-        event.slots[PyLong_AS_LONG(index)] = value;
+        if (index != NULL)
+            event.slots[PyLong_AS_LONG(index)] = value;
+        else if (PyErr_Occurred())
+            return NULL;
+        else if (!PyUnicode_CheckExact(name) || PyUnicode_CompareWithASCIIString(name, "time")
+                 || (value != Py_None && !(PyFloat_CheckExact(value) && moment(PyFloat_AS_DOUBLE(value), &event.microseconds))))
+            Py_RETURN_NONE;  /* `claim`, a time of another kind, or what is none of ours */
     }
-    event.microseconds = wall_ns() / 1000;
     char id[36];
     const byte *line;
     size_t size;
@@ -608,11 +619,9 @@ static PyObject *lane_log(Lane *lane, PyObject *const *args, Py_ssize_t count)
         goto end;
     if ((text = text_of(args[1], standard[MSG], standard[ARGS], args[3])) == NULL)
         goto end;
-    double whole, fraction = modf(PyFloat_AS_DOUBLE(standard[CREATED]), &whole);
-    if (!(whole >= 0 && whole < 253402300799.0) || fraction < 0)
+    if (!moment(PyFloat_AS_DOUBLE(standard[CREATED]), &event.microseconds))
         goto end;
     event.text = text, event.logger = standard[NAME], event.level = standard[LEVELNAME];
-    event.microseconds = (int64_t)whole * 1000000 + (int64_t)nearbyint(fraction * 1e6);
     char id[36];
     const byte *line;
     done = accept(lane, &event, id, &line, &size);
