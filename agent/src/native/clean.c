@@ -123,13 +123,23 @@ static int is_word(const byte *word, size_t size, const char *wanted)
     return size == strlen(wanted) && !memcmp(word, wanted, size);
 }
 
-static int is_program(const byte *word, size_t size)
+static int has(const byte *text, const byte *end, const char *wanted)
+{
+    size_t size = strlen(wanted);
+    for (const byte *at = text; at + size <= end; at++)
+        if (*at == (byte)wanted[0] && !memcmp(at, wanted, size))
+            return 1;
+    return 0;
+}
+
+/* A program that is given a password on its command line, in a text that looks as if it were. */
+static int is_given_to_program(const byte *text, const byte *end, const byte *word, size_t size)
 {
     switch (word[0]) {
-    case 'c': return is_word(word, size, "curl");
-    case 's': return is_word(word, size, "sshpass");
-    case 'm': return is_word(word, size, "mysql") || is_word(word, size, "mysqldump") || is_word(word, size, "mariadb") || is_word(word, size, "mongo");
-    case 'r': return is_word(word, size, "redis");
+    case 'c': return is_word(word, size, "curl") && (has(text, end, "-u") || has(text, end, "-U") || has(text, end, "-user") || has(text, end, "-proxy-user"));
+    case 's': return is_word(word, size, "sshpass") && has(text, end, "-");
+    case 'm': return (is_word(word, size, "mysql") || is_word(word, size, "mysqldump") || is_word(word, size, "mariadb") || is_word(word, size, "mongo")) && has(text, end, "-");
+    case 'r': return is_word(word, size, "redis") && has(text, end, "-");
     default: return 0;
     }
 }
@@ -310,7 +320,7 @@ enum clean clean(const byte *text, size_t length)
                 for (int i = 0; i < starts.count; i++)
                     if (size >= starts.all[i].size && !memcmp(word, starts.all[i].text, starts.all[i].size))
                         return UNSURE;
-                if (is_program(word, size) && memchr(text, '-', length))
+                if (is_given_to_program(text, end, word, size))
                     return UNSURE;
             }
         }
