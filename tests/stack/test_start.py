@@ -1,4 +1,4 @@
-"""The tests' own stack: one that cannot start shows why and leaves nothing behind."""
+"""The tests' own stack: what its images were built with; one that cannot start shows why and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 from harness import ROOT, Stack
+
+
+def test_the_image_of_the_package_was_built_with_a_compiler_and_has_none(running: Stack) -> None:
+    code, said = running.run_inside("forwarder", "python3", "-c", "import shutil; from clawtrail.patterns import COMPILED; print(COMPILED, shutil.which('cc'))")
+    assert (code, said.split()) == (0, ["True", "None"]), said
 
 
 def test_a_stack_that_cannot_start_shows_its_logs_and_is_taken_down(stack: Stack, tmp_path: Path) -> None:

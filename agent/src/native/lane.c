@@ -5,262 +5,11 @@ ordinary, and answers None for all others: those go the long way, in Python. Whi
 appends: whoever wants to do so in Python shuts it before, under the recorder's lock. In between two calls the numbers
 that other threads read without that lock (`chain.seq`, `spool.last`, `spool._appended`, `segment.last`, `segment.end`)
 are true; the others are when it was shut. */
-#include "native.h"
+#include "lane.h"
 #include <math.h>
 #include <string.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
-#endif
 
-#define FIELDS_MAX 40
-#define ATTRIBUTES_MAX 40
-#define SIZE 20                 /* segment.RECORD */
-#define RESERVE 16384           /* segment.RESERVE */
-#define LINE_MAX_BYTES 40960    /* event.LINE_MAX */
-#define VALUE_MAX 255           /* bytes of a PARAM-VALUE that nothing cuts */
-#define NAME_MAX_LENGTH 128     /* characters of a session or run that nothing cuts */
-#define BEFORE 40               /* bytes in front of a frame's head for the record's and the frame's */
-#define AHEAD (128 * 1024)      /* bytes of a segment whose pages are asked for at a time */
-#define HEADS_MAX 1000
-
-enum { OTHER = -1, SKIP = -2, KIND = -3, OUTCOME = -4, CLAIM = -5, RARE = -6 };
-
-static PyObject *field_names[FIELDS_MAX], *attribute_names[ATTRIBUTES_MAX];
-static byte is_single[FIELDS_MAX];
-static int fields, SESSION, RUN, TOOL, CONTENT, CREDENTIAL, LOG;
-static int attributes, NAME, MSG, ARGS, LEVELNAME, LEVELNO, EXC_INFO, EXC_TEXT, STACK_INFO, CREATED;
-static PyObject *order, *roles, *kinds;  /* field -> its index; name in `extra` -> index or one of the enum; kind -> category */
-
-static PyObject *s_seq, *s_prev, *s_same, *s_own, *s_active, *s_map, *s_end, *s_first, *s_last, *s_count, *s_size, *s_sealed, *s_write_through,
-    *s_appended, *s_stored, *s_limit, *s_next_moment, *s_keys, *s_known, *s_idle, *s_wake, *s_unhurried, *s_name, *s_value, *s_epoch, *s_format, *s_tap;
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *chain, *outbox, *shipper, *redactor, *between, *claim, *context, *taps, *receipt;
-    PyObject *epoch, *same, *heads, *spool, *segment;
-    int facility, open;
-    Py_buffer map;
-    Py_ssize_t seq, end, count, appended, stored, added, populated;
-    int64_t next_moment;
-    char prev[64];
-    Text tail, frame;
-} Lane;
-
-/* An event on its way. All references are borrowed from the caller's objects. */
-typedef struct {
-    PyObject *kind, *category, *outcome, *claim, *slots[FIELDS_MAX], *tool_name, *credential_name;
-    PyObject *text, *logger, *level, **others, **misnamed;   /* of a log record; pairs of name and value */
-    int severity, other_count, misnamed_count;
-    int64_t microseconds;
-} Event;
-
-static Py_ssize_t number_of(PyObject *object, PyObject *name)
-{
-    PyObject *value = PyObject_GetAttr(object, name);
-    if (value == NULL)
-        return -1;
-    Py_ssize_t number = PyLong_AsSsize_t(value);
-    Py_DECREF(value);
-    return number;
-}
-
-static int is_true(PyObject *object, PyObject *name)
-{
-    PyObject *value = PyObject_GetAttr(object, name);
-    if (value == NULL)
-        return -1;
-    int truth = value == Py_True ? 1 : value == Py_False || value == Py_None ? 0 : PyObject_IsTrue(value);
-    Py_DECREF(value);
-    return truth;
-}
-
-/* -- open and shut ------------------------------------------------------------------------------------------------ */
-
-static void release(Lane *lane)
-{
-    if (lane->map.obj != NULL)
-        PyBuffer_Release(&lane->map);
-    Py_CLEAR(lane->spool);
-    Py_CLEAR(lane->segment);
-    lane->open = 0;
-}
-
-static int set_number(PyObject *object, PyObject *name, Py_ssize_t number)
-{
-    PyObject *value = PyLong_FromSsize_t(number);
-    int failed = value == NULL || PyObject_SetAttr(object, name, value) < 0;
-    Py_XDECREF(value);
-    return failed ? -1 : 0;
-}
-
-PyDoc_STRVAR(shut_doc, "shut()\n--\n\nWrites back what it knows. Returns the bytes of frames that were stored since `open()`.");
-
-static PyObject *lane_shut(Lane *lane, PyObject *Py_UNUSED(ignored))
-{
-    if (!lane->open)
-        return PyLong_FromLong(0);
-    Py_ssize_t added = lane->added;
-    if (added) {
-        PyObject *prev = PyUnicode_FromStringAndSize(lane->prev, 64);
-        int failed = prev == NULL || PyObject_SetAttr(lane->chain, s_prev, prev) < 0 || set_number(lane->segment, s_count, lane->count) < 0
-            || set_number(lane->spool, s_stored, lane->stored) < 0;
-        Py_XDECREF(prev);
-        if (failed)
-            return NULL;
-    }
-    release(lane);
-    return PyLong_FromSsize_t(added);
-}
-
-PyDoc_STRVAR(open_doc, "open()\n--\n\nFrom now on events may go this way, if there is one: a segment that is written through a mapping.");
-
-static PyObject *lane_open(Lane *lane, PyObject *Py_UNUSED(ignored))
-{
-    PyObject *map = NULL, *prev = NULL, *moment = NULL;
-    if (lane->open)
-        Py_RETURN_TRUE;
-    if ((lane->spool = PyObject_GetAttr(lane->outbox, s_own)) == NULL || lane->spool == Py_None)
-        goto no;
-    if ((lane->segment = PyObject_GetAttr(lane->spool, s_active)) == NULL || lane->segment == Py_None)
-        goto no;
-    if (is_true(lane->segment, s_sealed) || is_true(lane->segment, s_write_through) || number_of(lane->segment, s_first) <= 0)
-        goto no;
-    if ((map = PyObject_GetAttr(lane->segment, s_map)) == NULL || map == Py_None || (prev = PyObject_GetAttr(lane->chain, s_prev)) == NULL)
-        goto no;
-    if (!PyUnicode_CheckExact(prev) || !PyUnicode_IS_COMPACT_ASCII(prev) || PyUnicode_GET_LENGTH(prev) != 64)
-        goto no;
-    memcpy(lane->prev, PyUnicode_DATA(prev), 64);
-    if ((moment = PyObject_GetAttr(lane->outbox, s_next_moment)) == NULL)
-        goto no;
-    double due = PyFloat_AsDouble(moment);
-    lane->next_moment = (int64_t)(due * 1e9);
-    lane->seq = number_of(lane->chain, s_seq);
-    lane->end = number_of(lane->segment, s_end);
-    lane->count = number_of(lane->segment, s_count);
-    lane->appended = number_of(lane->spool, s_appended);
-    lane->stored = number_of(lane->spool, s_stored);
-    if (PyErr_Occurred() || PyObject_GetBuffer(map, &lane->map, PyBUF_WRITABLE) < 0)
-        goto no;
-    lane->added = 0;
-    if (lane->populated < lane->end || lane->populated > lane->end + AHEAD)
-        lane->populated = lane->end;
-    lane->open = 1;
-no:
-    Py_XDECREF(map);
-    Py_XDECREF(prev);
-    Py_XDECREF(moment);
-    if (!lane->open)
-        release(lane);
-    if (PyErr_Occurred())
-        return NULL;
-    return PyBool_FromLong(lane->open);
-}
-
-/* -- an event's text ---------------------------------------------------------------------------------------------- */
-
-/* PARAM-VALUE, RFC 5424 section 6.3.3. 0: it would have to be cut or changed. */
-static int put_param(Text *text, const char *name, size_t name_size, PyObject *value)
-{
-    size_t size;
-    const byte *data = utf8(value, &size);
-    if (data == NULL || size > VALUE_MAX || !text_room(text, name_size + 2 * size + 4))
-        return 0;
-    char *out = (char *)text->data + text->size;
-    memcpy(out, name, name_size);
-    out += name_size;
-    for (size_t i = 0; i < size; i++) {
-        if (data[i] < 32 || data[i] == 127)
-            return 0;
-        if (data[i] == '"' || data[i] == '\\' || data[i] == ']')
-            *out++ = '\\';
-        *out++ = (char)data[i];
-    }
-    *out++ = '"';
-    text->size = (size_t)(out - (char *)text->data);
-    return 1;
-}
-
-#define PARAM(text, name, value) put_param(text, " " name "=\"", sizeof(name) + 2, value)
-
-static int put_name(Text *text, PyObject *name)
-{
-    if (name == NULL)
-        return PUT(text, "null");
-    return PyUnicode_CheckExact(name) && PyUnicode_GET_LENGTH(name) && PyUnicode_GET_LENGTH(name) <= NAME_MAX_LENGTH && put_judged(text, name);
-}
-
-static int put_log(Text *text, const Event *event, PyObject *keys)
-{
-    if (!PUT(text, ",\"log\":{\"logger\":") || !put_judged(text, event->logger) || !PUT(text, ",\"level\":") || !put_judged(text, event->level)
-        || !PUT(text, ",\"severity\":") || !put_number(text, event->severity))
-        return 0;
-    int count = event->other_count + event->misnamed_count;
-    if (count && !PUT(text, ",\"fields\":{"))
-        return 0;
-    for (int i = 0; i < count; i++) {
-        PyObject **pair = i < event->other_count ? event->others + 2 * i : event->misnamed + 2 * (i - event->other_count);
-        if (!put_member(text, pair[0], pair[1], keys, 2, i == 0))
-            return 0;
-    }
-    return count ? PUT(text, "}}") : PUT(text, "}");
-}
-
-static int put_field(Text *text, const Event *event, int index, PyObject *keys)
-{
-    PyObject *value = event->slots[index];
-    size_t size;
-    if (index == LOG && event->logger)
-        return put_log(text, event, keys);
-    if (index == CONTENT && event->text) {
-        utf8(event->text, &size);
-        return PUT(text, ",\"content\":{\"size\":") && put_number(text, (int64_t)size) && PUT(text, ",\"excerpt\":") && put_judged(text, event->text)
-            && PUT(text, "}");
-    }
-    if (value == NULL || value == Py_None)
-        return 1;
-    if (index == TOOL && event->logger && PyUnicode_CheckExact(value))
-        return PUT(text, ",\"tool\":{\"name\":") && put_judged(text, value) && PUT(text, "}");
-    return put_member(text, field_names[index], value, keys, 0, 0);
-}
-
-static int put_ascii(Text *text, PyObject *string)
-{
-    return put(text, PyUnicode_DATA(string), (size_t)PyUnicode_GET_LENGTH(string));
-}
-
-/* What of an event's line follows `prev`, as `event.encode` writes it. */
-static int put_tail(Text *text, const Event *event, PyObject *keys)
-{
-    text->size = 0;
-    PyObject *session = event->slots[SESSION] == Py_None ? NULL : event->slots[SESSION], *run = event->slots[RUN] == Py_None ? NULL : event->slots[RUN];
-    if (!PUT(text, "\"kind\":\"") || !put_ascii(text, event->kind) || !PUT(text, "\",\"category\":\"") || !put_ascii(text, event->category)
-        || !PUT(text, "\",\"outcome\":\"") || !put_ascii(text, event->outcome) || !PUT(text, "\",\"session\":") || !put_name(text, session)
-        || !PUT(text, ",\"run\":") || !put_name(text, run))
-        return 0;
-    for (int i = 0; i < fields; i++)
-        if (i != SESSION && i != RUN && !put_field(text, event, i, keys))
-            return 0;
-    return PUT(text, "}") && text->size + 1 <= LINE_MAX_BYTES;
-}
-
-/* A group's member `name` that the structured data tells. 0: it is nothing that goes in there as it is. */
-static int named(PyObject *group, PyObject **name)
-{
-    *name = NULL;
-    if (group == NULL || group == Py_None || !PyDict_CheckExact(group))
-        return 1;
-    PyObject *value = PyDict_GetItemWithError(group, s_name);
-    if (value == NULL || value == Py_None)
-        return !PyErr_Occurred();
-    if (!PyUnicode_CheckExact(value))
-        return 0;
-    if (PyUnicode_GET_LENGTH(value))
-        *name = value;
-    return 1;
-}
+#define HEADS_MAX 1000  /* claims whose frames are remembered */
 
 /* The frame's text between its time and its number; a new reference. */
 static PyObject *between(Lane *lane, PyObject *claim, PyObject *kind)
@@ -288,80 +37,6 @@ static PyObject *between(Lane *lane, PyObject *claim, PyObject *kind)
         Py_CLEAR(head);
     Py_DECREF(mine);
     return head;
-}
-
-/* -- storing ------------------------------------------------------------------------------------------------------ */
-
-static void populate(Lane *lane, Py_ssize_t upto)
-{
-#ifdef __linux__
-    if (upto <= lane->populated)
-        return;
-    Py_ssize_t from = lane->populated & ~(Py_ssize_t)4095, to = from + AHEAD < lane->map.len ? from + AHEAD : lane->map.len;
-    madvise((byte *)lane->map.buf + from, (size_t)(to - from), MADV_POPULATE_WRITE);  /* an error costs nothing but the page faults */
-    lane->populated = to > upto ? to : upto;
-#endif
-}
-
-/* 1: stored; 0: for the long way; -1: an exception. */
-static int store(Lane *lane, const Event *event, PyObject *head, char id[36], const byte **line, size_t *line_size)
-{
-    Text *frame = &lane->frame;
-    char ts[27];
-    if (monotonic_ns() >= lane->next_moment || !timestamp(event->microseconds, ts) || !uuid7(id) || !text_room(frame, 2048 + lane->tail.size))
-        return 0;
-    frame->size = BEFORE;
-    if (!PUT(frame, "<") || !put_number(frame, lane->facility * 8 + event->severity) || !PUT(frame, ">1 ") || !put(frame, ts, 27)
-        || !put(frame, PyBytes_AS_STRING(head), (size_t)PyBytes_GET_SIZE(head)) || !put_number(frame, lane->seq + 1) || !PUT(frame, "\"")
-        || !PARAM(frame, "category", event->category) || !PARAM(frame, "outcome", event->outcome)
-        || (event->slots[SESSION] && event->slots[SESSION] != Py_None && !PARAM(frame, "session", event->slots[SESSION]))
-        || (event->slots[RUN] && event->slots[RUN] != Py_None && !PARAM(frame, "run", event->slots[RUN]))
-        || (event->tool_name && !PARAM(frame, "tool", event->tool_name))
-        || (event->credential_name && !PARAM(frame, "credential", event->credential_name)) || !PUT(frame, "] "))
-        return 0;
-    size_t begins = frame->size;
-    if (!PUT(frame, "{\"v\":1,\"id\":\"") || !put(frame, id, 36) || !PUT(frame, "\",\"ts\":\"") || !put(frame, ts, 27) || !PUT(frame, "\",")
-        || !put(frame, PyBytes_AS_STRING(lane->same), (size_t)PyBytes_GET_SIZE(lane->same)) || !put_number(frame, lane->seq + 1)
-        || !PUT(frame, ",\"prev\":\"") || !put(frame, lane->prev, 64) || !PUT(frame, "\",") || !put(frame, (char *)lane->tail.data, lane->tail.size))
-        return 0;
-    *line = frame->data + begins, *line_size = frame->size - begins;
-
-    size_t message = frame->size - BEFORE, total = message + 1;
-    byte *record = frame->data + BEFORE;
-    *--record = ' ';
-    for (size_t left = message; left; left /= 10, total++)
-        *--record = (byte)('0' + left % 10);
-    record -= SIZE;
-    Py_ssize_t size = SIZE + (Py_ssize_t)total, seq = lane->seq + 1, limit = number_of(lane->outbox, s_limit), room = number_of(lane->segment, s_size);
-    if (PyErr_Occurred())
-        return -1;
-    if (lane->stored + (Py_ssize_t)total > limit || lane->end + size > room - RESERVE || lane->end + size > lane->map.len)
-        return 0;
-    uint32_t crc = crc32((uint32_t)(seq ^ (Py_ssize_t)((uint64_t)seq >> 32)), record + SIZE, total);
-    memcpy(record, "\xc1\xa7" "ct", 4);
-    for (int i = 0; i < 4; i++)
-        record[4 + i] = (byte)(total >> 8 * i), record[8 + i] = (byte)(crc >> 8 * i);
-    for (int i = 0; i < 8; i++)
-        record[12 + i] = (byte)((uint64_t)seq >> 8 * i);
-
-    PyObject *number = PyLong_FromSsize_t(seq), *end = PyLong_FromSsize_t(lane->end + size), *appended = PyLong_FromSsize_t(lane->appended + 1);
-    int failed = number == NULL || end == NULL || appended == NULL;
-    if (!failed) {
-        byte link[32];
-        sha256(*line, *line_size, link);
-        populate(lane, lane->end + size);
-        memcpy((byte *)lane->map.buf + lane->end, record, (size_t)size);
-        failed = PyObject_SetAttr(lane->segment, s_last, number) < 0 || PyObject_SetAttr(lane->spool, s_last, number) < 0
-            || PyObject_SetAttr(lane->segment, s_end, end) < 0 || PyObject_SetAttr(lane->spool, s_appended, appended) < 0
-            || PyObject_SetAttr(lane->chain, s_seq, number) < 0;
-        hex(link, 32, lane->prev);
-        lane->seq = seq, lane->end += size, lane->count++, lane->appended++;
-        lane->stored += size, lane->added += (Py_ssize_t)total;
-    }
-    Py_XDECREF(number);
-    Py_XDECREF(end);
-    Py_XDECREF(appended);
-    return failed ? -1 : 1;
 }
 
 static int add_ambient(Lane *lane, Event *event)
@@ -420,7 +95,7 @@ static int accept(Lane *lane, Event *event, char id[36], const byte **line, size
     }
     if (!PyAnySet_Check(keys) || !PyDict_CheckExact(known) || PyDict_GET_SIZE(known) || !put_tail(&lane->tail, event, keys))
         goto end;
-    done = store(lane, event, head, id, line, size);
+    done = lane_store(lane, event, head, id, line, size);
 end:
     Py_XDECREF(keys);
     Py_XDECREF(known);
@@ -641,6 +316,9 @@ end:
     return PyBool_FromLong(done);
 }
 
+PyDoc_STRVAR(shut_doc, "shut()\n--\n\nWrites back what it knows. Returns the bytes of frames that were stored since `open()`.");
+PyDoc_STRVAR(open_doc, "open()\n--\n\nFrom now on events may go this way, if there is one: a segment that is written through a mapping.");
+
 /* -- the type ----------------------------------------------------------------------------------------------------- */
 
 #define EACH(DO)                                                                                                                             \
@@ -655,7 +333,7 @@ static int lane_traverse(Lane *lane, visitproc visit, void *arg)
 
 static int lane_clear(Lane *lane)
 {
-    release(lane);
+    lane_release(lane);
 #define CLEAR(name) Py_CLEAR(lane->name);
     EACH(CLEAR)
     return 0;
@@ -717,72 +395,3 @@ PyTypeObject Lane_Type = {
     .tp_clear = (inquiry)lane_clear,
     .tp_methods = lane_methods,
 };
-
-static int index_of(PyObject **names, int count, const char *name)
-{
-    for (int i = 0; i < count; i++)
-        if (PyUnicode_CompareWithASCIIString(names[i], name) == 0)
-            return i;
-    PyErr_Format(PyExc_ValueError, "no %s among the names", name);
-    return 0;
-}
-
-static int names_into(PyObject *names, PyObject **into, int most)
-{
-    Py_ssize_t count = PyTuple_GET_SIZE(names);
-    if (count > most) {
-        PyErr_Format(PyExc_ValueError, "%zd names; expected at most %d", count, most);
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        into[i] = Py_NewRef(PyTuple_GET_ITEM(names, i));
-        PyUnicode_InternInPlace(&into[i]);
-    }
-    return (int)count;
-}
-
-/* (fields in their order, those that are one value, roles of names in `extra`, kinds, attributes of a log record) */
-int lane_init(PyObject *tables)
-{
-    PyObject *names, *single, *given_roles, *given_kinds, *given_attributes;
-    if (!PyArg_ParseTuple(tables, "O!O!O!O!O!", &PyTuple_Type, &names, &PyFrozenSet_Type, &single, &PyDict_Type, &given_roles, &PyDict_Type, &given_kinds,
-                          &PyTuple_Type, &given_attributes))
-        return -1;
-    fields = names_into(names, field_names, FIELDS_MAX);
-    attributes = names_into(given_attributes, attribute_names, ATTRIBUTES_MAX);
-    if (PyErr_Occurred() || (order = PyDict_New()) == NULL)
-        return -1;
-    for (int i = 0; i < fields; i++) {
-        PyObject *index = PyLong_FromLong(i);
-        if (index == NULL || PyDict_SetItem(order, field_names[i], index) < 0)
-            return -1;
-        Py_DECREF(index);
-        is_single[i] = (byte)PySet_Contains(single, field_names[i]);
-    }
-    const struct {
-        int *index;
-        const char *field, *attribute;
-    } indices[] = {
-        {&SESSION, "session", NULL}, {&RUN, "run", NULL}, {&TOOL, "tool", NULL}, {&CONTENT, "content", NULL}, {&CREDENTIAL, "credential", NULL},
-        {&LOG, "log", NULL}, {&NAME, NULL, "name"}, {&MSG, NULL, "msg"}, {&ARGS, NULL, "args"}, {&LEVELNAME, NULL, "levelname"},
-        {&LEVELNO, NULL, "levelno"}, {&EXC_INFO, NULL, "exc_info"}, {&EXC_TEXT, NULL, "exc_text"}, {&STACK_INFO, NULL, "stack_info"},
-        {&CREATED, NULL, "created"},
-    };
-    for (size_t i = 0; i < sizeof indices / sizeof *indices; i++)
-        *indices[i].index = indices[i].field ? index_of(field_names, fields, indices[i].field) : index_of(attribute_names, attributes, indices[i].attribute);
-    roles = Py_NewRef(given_roles), kinds = Py_NewRef(given_kinds);
-    const struct {
-        PyObject **name;
-        const char *text;
-    } all[] = {
-        {&s_seq, "seq"}, {&s_prev, "prev"}, {&s_same, "_same"}, {&s_own, "own"}, {&s_active, "active"}, {&s_map, "map"}, {&s_end, "end"},
-        {&s_first, "first"}, {&s_last, "last"}, {&s_count, "count"}, {&s_size, "size"}, {&s_sealed, "sealed"}, {&s_write_through, "write_through"},
-        {&s_appended, "_appended"}, {&s_stored, "stored"}, {&s_limit, "_limit"}, {&s_next_moment, "_next_moment"}, {&s_keys, "_keys"},
-        {&s_known, "_known"}, {&s_idle, "_idle"}, {&s_wake, "wake"}, {&s_unhurried, "unhurried"}, {&s_name, "name"}, {&s_value, "value"},
-        {&s_epoch, "epoch"}, {&s_format, "format"}, {&s_tap, "_tap"},
-    };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if ((*all[i].name = PyUnicode_InternFromString(all[i].text)) == NULL)
-            return -1;
-    return PyErr_Occurred() ? -1 : 0;
-}
