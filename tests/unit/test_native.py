@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clawtrail import context, event, patterns, syslog
+from clawtrail import context, event, patterns, segment, syslog
 from clawtrail.handler import TLSSysLogHandler
 from clawtrail.native import native
 from clawtrail.redact import Found, Redactor
@@ -37,6 +37,11 @@ _PARTS = re.compile(rb'\{"v":1,"id":"([0-9a-f-]{36})","ts":"([^"]{27})",.*?"seq"
 def test_the_compiled_judge_knows_every_format_and_this_context():
     """After a change of `patterns.CONTEXT`, clean.c has to look for the same, and JUDGED in native.h to name it."""
     assert patterns.COMPILED
+
+
+def test_its_limits_are_those_of_python():
+    assert native.LIMITS == (event.LEAF_MAX, event.DEPTH_MAX, event.LINE_MAX, SIZE, segment.RESERVE, syslog.VALUE_MAX)
+    assert (segment.RECORD.size, segment.MARK) == (SIZE, b"\xc1\xa7ct")
 
 
 @pytest.mark.parametrize("size", [*range(0, 200), 255, 256, 1000, 4095, 48 * 1024, 1 << 20])

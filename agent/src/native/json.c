@@ -2,8 +2,6 @@
 #include "native.h"
 #include <string.h>
 
-#define LEAF_MAX 2048  /* event.LEAF_MAX, in characters: a longer text is cut */
-#define DEPTH_MAX 8    /* event.DEPTH_MAX */
 #define INT_MAX_JSON ((int64_t)1 << 53)
 
 int text_room(Text *text, size_t more)

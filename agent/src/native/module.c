@@ -82,7 +82,6 @@ static uint64_t little(const byte *data, int size)
 
 static PyObject *native_gather(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    enum { RECORD = 20 };
     Py_buffer view;
     Py_ssize_t at, end, room;
     long long last, edge;
@@ -90,23 +89,23 @@ static PyObject *native_gather(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "y*nnLLnp", &view, &at, &end, &last, &edge, &room, &some))
         return NULL;
     PyObject *frames = PyList_New(0);
-    while (frames != NULL && at >= 0 && at + RECORD <= end && end <= view.len) {
+    while (frames != NULL && at >= 0 && at + SIZE <= end && end <= view.len) {
         const byte *record = (const byte *)view.buf + at;
         Py_ssize_t length = (Py_ssize_t)little(record + 4, 4);
         long long seq = (long long)little(record + 12, 8);
-        if (length > end - at - RECORD)
+        if (length > end - at - SIZE)
             break;
         if (seq > last) {
             full = (some || PyList_GET_SIZE(frames)) && (length > room || (last <= edge && edge < seq));
             if (full)
                 break;
-            PyObject *frame = PyBytes_FromStringAndSize((const char *)record + RECORD, length);
+            PyObject *frame = PyBytes_FromStringAndSize((const char *)record + SIZE, length);
             if (frame == NULL || PyList_Append(frames, frame) < 0)
                 Py_CLEAR(frames);
             Py_XDECREF(frame);
             room -= length, last = seq;
         }
-        at += RECORD + length;
+        at += SIZE + length;
     }
     PyBuffer_Release(&view);
     return frames ? Py_BuildValue("NLnO", frames, last, at, full ? Py_True : Py_False) : NULL;
@@ -132,7 +131,8 @@ PyMODINIT_FUNC PyInit__native(void)
     clean_init();
     if (moment_init() < 0 || PyType_Ready(&Lane_Type) < 0 || (made = PyModule_Create(&module)) == NULL)
         return NULL;
-    if (PyModule_AddObjectRef(made, "Lane", (PyObject *)&Lane_Type) < 0 || PyModule_AddStringConstant(made, "JUDGED", JUDGED) < 0) {
+    if (PyModule_AddObjectRef(made, "Lane", (PyObject *)&Lane_Type) < 0 || PyModule_AddStringConstant(made, "JUDGED", JUDGED) < 0
+        || PyModule_AddObject(made, "LIMITS", Py_BuildValue("iiiiii", LEAF_MAX, DEPTH_MAX, LINE_MAX_BYTES, SIZE, RESERVE, VALUE_MAX)) < 0) {
         Py_DECREF(made);
         return NULL;
     }

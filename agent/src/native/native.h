@@ -12,6 +12,14 @@
 
 typedef unsigned char byte;
 
+/* As in Python; a test compares them. */
+#define LEAF_MAX 2048        /* event.LEAF_MAX, in characters: a longer text is cut */
+#define DEPTH_MAX 8          /* event.DEPTH_MAX */
+#define LINE_MAX_BYTES 40960 /* event.LINE_MAX */
+#define SIZE 20              /* segment.SIZE */
+#define RESERVE 16384        /* segment.RESERVE */
+#define VALUE_MAX 256        /* syslog.VALUE_MAX */
+
 /* digest.c */
 void digest_init(void);
 void sha256(const byte *data, size_t size, byte out[32]);

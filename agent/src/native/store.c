@@ -8,8 +8,6 @@
 #endif
 #endif
 
-#define SIZE 20              /* segment.RECORD */
-#define RESERVE 16384        /* segment.RESERVE */
 #define BEFORE 40            /* bytes in front of a frame's head for the record's and the frame's */
 #define AHEAD (128 * 1024)   /* bytes of a segment whose pages are asked for at a time */
 

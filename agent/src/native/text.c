@@ -1,8 +1,6 @@
 /* An event's JSON behind `prev`, and its structured data, as `event.encode` and `syslog.Header` write them. */
 #include "lane.h"
 
-#define LINE_MAX_BYTES 40960  /* event.LINE_MAX */
-#define VALUE_MAX 255         /* bytes of a PARAM-VALUE that nothing cuts */
 #define NAME_MAX_LENGTH 128   /* characters of a session or run that nothing cuts */
 
 /* PARAM-VALUE, RFC 5424 section 6.3.3. 0: it would have to be cut or changed. */
@@ -10,7 +8,7 @@ int put_param(Text *text, const char *name, size_t name_size, PyObject *value)
 {
     size_t size;
     const byte *data = utf8(value, &size);
-    if (data == NULL || size > VALUE_MAX || !text_room(text, name_size + 2 * size + 4))
+    if (data == NULL || size >= VALUE_MAX || !text_room(text, name_size + 2 * size + 4))
         return 0;
     char *out = (char *)text->data + text->size;
     memcpy(out, name, name_size);
