@@ -297,18 +297,28 @@ def test_a_program_that_has_its_own_record_or_its_own_emit_keeps_them(receiver, 
 
 def test_what_the_context_carries_is_in_the_quick_event_too(offline):
     with context(session="outer", run="r-1", actor={"id": "cron"}):
-        quick = offline.lane.quick
-        receipt = offline.record("tool.call", "attempt", session="inner", tool={"name": "exec"})
-        assert offline.lane.quick > quick or offline.record("tool.call", "attempt", session="inner", tool={"name": "exec"})
-    told = json.loads(receipt.line)
-    assert (told["session"], told["run"], told["actor"]) == ("inner", "r-1", {"id": "cron"})
+        receipts = [offline.record("tool.call", "attempt", session="inner", tool={"name": "exec"}) for _ in range(20)]
+    assert offline.lane.quick >= 17  # the first has names that were not known yet, and a sample may be due
+    for receipt in receipts:
+        told = json.loads(receipt.line)
+        assert (told["session"], told["run"], told["actor"]) == ("inner", "r-1", {"id": "cron"})
 
 
 def test_what_was_learned_is_a_secret_for_the_quick_way_too(offline):
     offline.record("tool.call", "attempt", tool={"name": "exec"}, params={"command": "say the word hunter2-swordfish"})
     offline.redactor.learn("vault-db", "swordfish")
-    receipt = offline.record("tool.call", "attempt", tool={"name": "exec"}, params={"command": "say the word swordfish again"})
-    assert b"swordfish" not in receipt.line and b"[redacted:vault-db:" in receipt.line
+    for _ in range(5):  # the first has to learn its keys anew
+        receipt = offline.record("tool.call", "attempt", tool={"name": "exec"}, params={"command": "say the word swordfish again"})
+        assert b"swordfish" not in receipt.line and b"[redacted:vault-db:" in receipt.line
+
+
+def test_the_quick_way_leaves_the_reserve_of_each_segment(make_recorder):
+    recorder = make_recorder(ADDRESS, quota=1 << 20)
+    for i in range(600):
+        recorder.record("tool.call", "attempt", tool={"name": "exec"}, step=i, params={"note": "x y " * 50})
+    segments = list(recorder._outbox.own.segments)
+    assert len(segments) > 3 and all(s.end <= s.size - segment.RESERVE for s in segments)
+    assert sum(s.count for s in segments) == segments[-1].last == 601
 
 
 def test_threads_that_go_both_ways_share_one_chain(receiver, make_recorder):
