@@ -316,6 +316,7 @@ def test_the_quick_way_leaves_the_reserve_of_each_segment(make_recorder):
     recorder = make_recorder(ADDRESS, quota=1 << 20)
     for i in range(600):
         recorder.record("tool.call", "attempt", tool={"name": "exec"}, step=i, params={"note": "x y " * 50})
+    recorder.stats()  # counts are true when it is asked for them
     segments = list(recorder._outbox.own.segments)
     assert len(segments) > 3 and all(s.end <= s.size - segment.RESERVE for s in segments)
     assert sum(s.count for s in segments) == segments[-1].last == 601
