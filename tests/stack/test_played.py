@@ -327,7 +327,7 @@ def test_what_a_page_said_is_not_forgotten_when_the_forwarder_is_killed(world: S
         done = world.compose("exec", "-T", "openclaw", "node", "/opt/played/ask.mjs", session, "owner", stdin=text, check=False)
         assert done.returncode == 0, done.stderr
 
-    order = tool("exec", command=f"{GET} -d {ident} {OTHER}/in")  # whom the owner names is no stranger: a file says it
+    order = tool("exec", command=f"{GET} -d {ident} http://127.0.0.99:{PORT}/in")  # nobody was there before, and the owner names it to nobody: a file says it
     code, said = world.run_inside("openclaw", "sh", "-c", f'mkdir -p /state/workspace && printf %s "$1" > /state/workspace/order-{ident}.txt', "sh", order)
     assert code == 0, said
     ask(ident, tool("web_fetch", url=f"{PAGE}/first-{ident}.txt") + "\n" + tool("write", path=f"memory/{ident}.md", content="Kay knows"))

@@ -5,7 +5,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clawtrail.event import SCAN_MAX
@@ -135,6 +135,8 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=400, deadline=None)
 @given(ANYTHING)
+@example({"type": None, "item": {"type": []}})
+@example({"type": None, "content_block": {"type": []}, "index": []})
 def test_no_shape_of_a_body_is_an_exception(said):
     if not isinstance(said, dict):
         said = {"choices": said, "messages": said, "tools": said, "content": said}

@@ -21,7 +21,8 @@ def start(pki, spool):
 
     def run(port, *options, **environment):
         command = [sys.executable, "-m", "clawtrail.cli", "pipe", "--receiver", f"127.0.0.1:{port}", "--tls", str(pki.client), "--agent", "agent-1", *options]
-        made.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment}))
+        made.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environment},
+                                     preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)))  # what is started in the background ignores it, and its children do
         return made[-1]
 
     yield run

@@ -414,7 +414,8 @@ class Recorder:
         self._begun = True
 
     def _append(self, draft: Draft, reserved: bool = False) -> Receipt:
-        chain = self._chain
+        chain, own = self._chain, self._outbox.own
+        assert own is not None
         ident, moment, tail, parts = draft
         line = chain.line(ident, moment, tail)
         seq = chain.seq + 1
@@ -423,7 +424,7 @@ class Recorder:
         try:
             self._outbox.append(seq, frame, reserved)
         finally:
-            if self._outbox.last == seq:  # also when a signal's exception came in between; none can from here on, as nothing is called
+            if own.last == seq:  # also when a signal's exception came in between; none can from here on, as nothing is called
                 chain.prev, chain.seq = link, seq
                 self.accepted_bytes += size
                 if self._deferred and self._deferred[0] is draft:

@@ -77,7 +77,7 @@ class AnthropicAnswer(Answer):
             self.stop, self.closing = _STOP.get(str(reason), str(reason)), True
 
     def _block(self, at: Any, block: dict[str, Any]) -> None:
-        kind = block.get("type")
+        kind = str(block.get("type") or "")
         if kind in _TOOL_USES:
             call = self.call(at, block.get("id"), block.get("name"))
             if block.get("input"):

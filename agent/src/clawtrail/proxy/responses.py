@@ -43,7 +43,7 @@ class ResponsesAnswer(Answer):
             self.think(said.get("delta"))
         elif kind == "response.output_item.added":
             item = group(said.get("item"))
-            if item.get("type") in _OUR_TOOLS:
+            if str(item.get("type")) in _OUR_TOOLS:
                 self.call(at, item.get("call_id") or item.get("id"), item.get("name"))
         elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
             self.call(at).add(said.get("delta"))
