@@ -74,7 +74,7 @@ class Storm:
 @pytest.mark.parametrize("durability", ["write", "disk", "memory"])
 def test_a_signal_handler_that_records_in_the_middle_of_record_loses_and_garbles_nothing(durability, receiver, make_recorder):
     recorder = make_recorder(receiver.address, durability=durability)
-    n = 200 if durability == "disk" else 4000
+    n = 800 if durability == "disk" else 8000  # long enough for the signals that are wanted below
     with Storm(lambda i: record(recorder, i, "signal"), every=0.002 if durability == "disk" else 0.0005) as storm:
         for i in range(n):
             record(recorder, i)
