@@ -48,7 +48,7 @@ class Call(NamedTuple):
     run: str | None
     trace: dict[str, Any] | None
     params: str  #: SHA-256 of the redacted parameters
-    written: int  #: hash() of the parameters as they came, which this process alone can compute again
+    mark: int  #: of the parameters as they came, see `hooks.mark`
 
 
 class Desk:

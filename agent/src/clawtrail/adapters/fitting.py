@@ -7,6 +7,7 @@ that nobody knows, keeps its place in the record as `log.fields`, under its own 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, Callable, Final
 
 from .. import event as ev
@@ -34,8 +35,10 @@ def fitted(kind: str, fields: dict[str, Any], redactor: Redactor) -> dict[str, A
         if not isinstance(value, dict):
             out = _put(out, fields, name, _UNFIT, odd, name, value)
             continue
-        group = value
+        group, short = value, _SHORT[name]
         for member, found in value.items():
+            if type(found) is str and len(found) <= short.get(member, -1):
+                continue  # most are
             fits = members.get(member)
             if fits is not None and (fit := fits(found, redactor)) is not found:
                 group = _put(group, value, member, fit, odd, f"{name}.{member}", found)
@@ -58,9 +61,16 @@ def _put(out: dict[str, Any], before: dict[str, Any], name: str, fit: Any, odd: 
     return out
 
 
+def _short(longest: int | None) -> int:
+    """Characters of a string that fits as it is: redaction makes no text twice as long."""
+    return sys.maxsize if longest is None else longest // 2
+
+
 def _string(longest: int | None) -> _Fit:
+    short = _short(longest)
+
     def fit(value: Any, redactor: Redactor) -> Any:
-        if type(value) is str and (longest is None or len(value) <= longest // 2):
+        if type(value) is str and len(value) <= short:
             return value
         text: Any = value if isinstance(value, str) else _UNFIT if value is None else hooks.text(ev.clean(value))
         if text is _UNFIT or longest is None or longest > ev.LEAF_MAX:
@@ -108,18 +118,27 @@ def _parameters(value: Any, redactor: Redactor) -> Any:
 _TEXT = _string(None)
 
 
+def _resolved(one: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in one:
+        one = schema.load()["$defs"][one["$ref"].rpartition("/")[2]]
+    return one
+
+
+def _is_string(one: dict[str, Any]) -> bool:
+    return one.get("type") in ("string", ["string", "null"]) and not {"enum", "pattern"} & one.keys()
+
+
 def _fit_of(one: dict[str, Any], path: str) -> _Fit | None:
     special = {"decision.calls": _calls, "model.params": _parameters}.get(path)
     if special is not None:
         return special
-    while "$ref" in one:
-        one = schema.load()["$defs"][one["$ref"].rpartition("/")[2]]
+    one = _resolved(one)
     if "enum" in one:
         return _chosen(tuple(one["enum"]))
     if "pattern" in one:
         return _pattern(one["pattern"])
     wanted = one.get("type")
-    if wanted in ("string", ["string", "null"]):
+    if _is_string(one):
         return _string(one.get("maxLength"))
     if wanted == ["string", "integer"]:
         return _code
@@ -128,8 +147,9 @@ def _fit_of(one: dict[str, Any], path: str) -> _Fit | None:
     return _is({"boolean": (bool,), "object": (dict,), "array": (list,)}[wanted]) if isinstance(wanted, str) else None
 
 
-def _tables() -> tuple[dict[str, dict[str, _Fit]], dict[str, _Fit]]:
+def _tables() -> tuple[dict[str, dict[str, _Fit]], dict[str, _Fit], dict[str, dict[str, int]]]:
     groups: dict[str, dict[str, _Fit]] = {}
+    short: dict[str, dict[str, int]] = {}
     single: dict[str, _Fit] = {}
     for name, one in schema.load()["properties"].items():
         if name not in ev.FIELDS:
@@ -137,9 +157,11 @@ def _tables() -> tuple[dict[str, dict[str, _Fit]], dict[str, _Fit]]:
         if one.get("type") == "object":
             fits = ((member, _fit_of(inner, f"{name}.{member}")) for member, inner in one.get("properties", {}).items())
             groups[name] = {member: fit for member, fit in fits if fit is not None}
+            inner = {member: _resolved(one) for member, one in one.get("properties", {}).items()}
+            short[name] = {member: _short(one.get("maxLength")) for member, one in inner.items() if _is_string(one)}
         elif name not in ("session", "run") and (fit := _fit_of(one, name)) is not None:  # the recorder cuts those two
             single[name] = fit
-    return groups, single
+    return groups, single, short
 
 
 def _required() -> dict[str, str]:
@@ -151,5 +173,5 @@ def _required() -> dict[str, str]:
     return found
 
 
-_GROUPS, _SINGLE = _tables()
+_GROUPS, _SINGLE, _SHORT = _tables()
 _REQUIRED = _required()

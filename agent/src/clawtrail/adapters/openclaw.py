@@ -239,7 +239,7 @@ class OpenClaw(Gateway):
         attempt = self._record("tool.call", "attempt", fields)
         call_id = str(tool.get("call_id"))
         self._attempts.put(f"call:{call_id}", attempt)
-        call = Call(attempt, tool["name"], call_id, common["session"], common["run"], common["trace"], fields["content"]["sha256"], hash(written))
+        call = Call(attempt, tool["name"], call_id, common["session"], common["run"], common["trace"], fields["content"]["sha256"], hooks.mark(params))
         self._calls.put(call_id, call)
         if common["run"]:  # POST /tools/invoke has no run, and its end is told by no hook
             self._open.tool_started(call_id, tool["name"])
@@ -312,9 +312,9 @@ class OpenClaw(Gateway):
     def _rewritten(self, call: Call, event: dict[str, Any]) -> dict[str, Any]:
         """What ran is not what was asked for: another plugin changed the parameters after our gate had seen them."""
         ran = event.get("params")
-        if not isinstance(ran, dict) or hash(written := ev.dumps(ev.clean(ran))) == call.written:
+        if not isinstance(ran, dict) or hooks.mark(ran) == call.mark:
             return {}
-        after = self._content(written)["sha256"]
+        after = self._content(ev.dumps(ev.clean(ran)))["sha256"]
         if after == call.params:
             return {}
         return {"params": ran, "policy": {"engine": "openclaw", "verdict": "modify", "rule": "before_tool_call", "before": call.params, "after": after}}

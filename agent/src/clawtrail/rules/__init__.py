@@ -105,7 +105,7 @@ class Rules:
             near.update(self._hinted[hint])
         found = []
         for rule in [self._rules[i] for i in sorted(near)]:
-            if not rule.only or _applies(rule, tool, agent, surface):
+            if rule.within(low) and (not rule.only or _applies(rule, tool, agent, surface)):
                 if any(rule.matches(said[name]) for name in rule.on if name in said):
                     found.append(rule)
         return _hits(found, tainted or owner is False)

@@ -10,6 +10,8 @@ from typing import Any
 
 MATCH_MAX = 1500  #: characters of one expression
 _REPEATS = 1024  # of one piece, by all the repetitions around it
+_SETS = 3  # of literals that are looked for before an expression is tried
+
 
 def compiled(text: str) -> re.Pattern[str]:
     """The expression. Raises ValueError with what was expected of it."""
@@ -57,39 +59,33 @@ def _unsafe(tree: Any, around: int) -> str:
     return ""
 
 
-def literals(pattern: re.Pattern[str]) -> set[str] | None:
-    """Texts in lower case of which every match contains one; None when there is no such set."""
-    found = _needed(_parser.parse(pattern.pattern))
-    return found if found and min(map(len, found)) >= 2 and len(found) <= 64 else None
+def literals(pattern: re.Pattern[str]) -> list[set[str]]:
+    """Sets of texts in lower case: of each, every match contains one. The most telling set comes first; none is known: []."""
+    found = [texts for texts in _needed(_parser.parse(pattern.pattern)) if len(texts) <= 64]
+    return found[:_SETS] if found and min(map(len, found[0])) >= 2 else []
 
 
-def _needed(tree: Any) -> set[str] | None:
-    best: set[str] | None = None
+def _needed(tree: Any) -> list[set[str]]:
+    sets: list[set[str]] = []
     run = ""
-
-    def keep(found: set[str] | None) -> None:
-        nonlocal best
-        if found and (best is None or _worth(found) > _worth(best)):
-            best = found
-
     for kind, value in tree:
         if kind is _op.LITERAL and value < 128:
             run += chr(value).lower()
             continue
         if run:
-            keep({run})
+            sets.append({run})
         run = ""
         if kind is _op.SUBPATTERN:
-            keep(_needed(value[-1]))
+            sets += _needed(value[-1])
         elif kind is _op.BRANCH:
-            branches = [_needed(b) for b in value[1]]
-            if all(branches):
-                keep(set().union(*(b for b in branches if b)))
+            branches = [_needed(branch) for branch in value[1]]
+            if all(branches):  # whichever it is: the n-th of each, or its last
+                sets += [set().union(*(b[min(n, len(b) - 1)] for b in branches)) for n in range(max(map(len, branches)))]
         elif kind in _REPEATING and value[0] >= 1:
-            keep(_needed(value[2]))
+            sets += _needed(value[2])
     if run:
-        keep({run})
-    return best
+        sets.append({run})
+    return sorted(sets, key=_worth, reverse=True)
 
 
 def _worth(found: set[str]) -> tuple[int, int]:

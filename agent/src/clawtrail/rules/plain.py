@@ -6,6 +6,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,6 +22,8 @@ _PATH_KEYS = frozenset({
 _URL_KEYS = frozenset({"url", "urls", "uri", "href", "endpoint", "link", "targeturl", "target_url", "base_url", "baseurl"})
 _WRITTEN_KEYS = frozenset({"content", "text", "new_string", "newtext", "new_text", "patch", "body"})
 _SCRIPT = re.compile(r"\.(?:sh|bash|zsh|py|js|mjs|cjs|ts|rb|pl|ps1|bat|cmd)\Z|(?:^|/)(?:Makefile|Dockerfile|crontab)\Z", re.IGNORECASE)
+_SCHEMES = ("http://", "https://", "ws://", "wss://", "ftp://")
+_PATH_STARTS = frozenset("/~.f")
 _PATH_LIKE = re.compile(r"(?:[/~]|\.{1,2}/|file://)[^\n\0]{0,1000}\Z")
 
 
@@ -28,18 +31,29 @@ def texts(tool: str, params: Mapping[str, Any], paths: Sequence[str]) -> dict[st
     """For each of ON that the call has: its values, one on a line, as they are and then in plain form."""
     leaves: list[tuple[str, str]] = []
     _collect(params, "", 0, leaves)
-    given: dict[str, list[str]] = {"tool": [tool] if tool else [], "path": [str(p) for p in paths], "command": [], "url": [], "params": []}
+    command: list[str] = []
+    path = [str(p) for p in paths]
+    url: list[str] = []
     shell = tool.lower() in _SHELLS
-    script = any(k in _PATH_KEYS and _SCRIPT.search(v) for k, v in leaves)
+    script: bool | None = None  # a file of commands is written; nobody has looked yet
     for key, value in leaves:
-        if shell or key in _COMMAND_KEYS or key in _WRITTEN_KEYS and (script or value.startswith("#!")):
-            given["command"].append(value)
-        if key in _PATH_KEYS or _PATH_LIKE.match(value):
-            given["path"].append(value)
-        if key in _URL_KEYS or value.startswith(("http://", "https://", "ws://", "wss://", "ftp://")):
-            given["url"].append(value)
-        given["params"].append(f"{key}={value}" if key else value)
-    return {name: plain("\n".join(values)) if name != "tool" else tool for name, values in given.items() if values}
+        if shell or key in _COMMAND_KEYS:
+            command.append(value)
+        elif key in _WRITTEN_KEYS:
+            if script is None:
+                script = any(k in _PATH_KEYS and _SCRIPT.search(v) for k, v in leaves)
+            if script or value.startswith("#!"):
+                command.append(value)
+        if key in _PATH_KEYS or value[:1] in _PATH_STARTS and _PATH_LIKE.match(value):
+            path.append(value)
+        if key in _URL_KEYS or value.startswith(_SCHEMES):
+            url.append(value)
+    given = {"path": path, "command": command, "url": url, "params": [f"{key}={value}" if key else value for key, value in leaves]}
+    said = {"tool": tool} if tool else {}
+    for name, values in given.items():
+        if values:
+            said[name] = plain("\n".join(values))
+    return said
 
 
 def together(texts: Mapping[str, str]) -> str:
@@ -81,6 +95,7 @@ _QUOTED = re.compile(r"(?<=[\w./~$*?-])(?:''|\"\"|\\(?=[\w./-])|['\"](?=[\w./*-]
 _ANSI = re.compile(r"\\x([0-9a-fA-F]{2})")
 _SLASHES = re.compile(r"(?<![:/])/{2,64}|/(?:\./){1,64}|(?<![\w.])\./(?=\.)")
 _UP = re.compile(r"/(?!\.\.?/)[\w.-]{1,64}/\.\.(?=/)")
+_BASE64_STARTS = frozenset("CDIJKLMNOPQRSTUVWXYZabcdefwxyz0123456789")  # of text: its first byte is no control and no continuation
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{12,8192}={0,2}(?![A-Za-z0-9+/_-])")
 
 
@@ -108,12 +123,13 @@ def plain(text: str) -> str:
         out.append(opened)
     room = TEXT_MAX
     for m in _BASE64.finditer(shelled):
-        if (decoded := _decoded(m[0])) and room > 0:
+        if m[0][0] in _BASE64_STARTS and room > 0 and (decoded := _decoded(m[0])):
             out.append(decoded[:room])
             room -= len(decoded)
     return "\n".join(out) if len(out) > 1 else text
 
 
+@lru_cache(256)  # what an agent is called with names the same folders again and again
 def _decoded(run: str) -> str:
     """What a run of base64 says, if that is text; else nothing."""
     if "/" in run and run.count("/") > 3 and "+" not in run and "=" not in run:

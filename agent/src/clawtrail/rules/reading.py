@@ -40,6 +40,7 @@ class Rule:
     hit: tuple[str, ...] = field(default=(), repr=False)
     miss: tuple[str, ...] = field(default=(), repr=False)
     hints: tuple[str, ...] = field(default=(), repr=False)  #: lower case; without one of them nothing matches; (): unknown
+    also: tuple[tuple[str, ...], ...] = field(default=(), repr=False)  #: nor without one of each of these
     source: str = field(default="", repr=False)
 
     @property
@@ -49,7 +50,17 @@ class Rule:
 
     def near(self, low: str) -> bool:
         """Whether a text in lower case has what every match contains."""
-        return not self.hints or any(hint in low for hint in self.hints)
+        return (not self.hints or any(hint in low for hint in self.hints)) and self.within(low)
+
+    def within(self, low: str) -> bool:
+        """As `near`, for a text that is known to have one of the hints."""
+        for texts in self.also:
+            for text in texts:
+                if text in low:
+                    break
+            else:
+                return False
+        return True
 
     def matches(self, text: str) -> bool:
         """Whether the expression matches, and `not` matches none of the words that it touches."""
@@ -169,6 +180,7 @@ def _rule(item: Any, path: Path, number: int) -> Rule:
                 expression[key] = expressions.compiled(item[key])
         except ValueError as e:
             raise wrong(key, str(e)) from None
+    hints, *also = [tuple(sorted(texts)) for texts in expressions.literals(expression["match"])] or [()]
     return Rule(
         id=item["id"],
         name=item["name"],
@@ -183,6 +195,7 @@ def _rule(item: Any, path: Path, number: int) -> Rule:
         fp=item.get("fp", ""),
         hit=words("hit"),
         miss=words("miss"),
-        hints=tuple(sorted(expressions.literals(expression["match"]) or ())),
+        hints=hints,
+        also=tuple(also),
         source=str(path),
     )

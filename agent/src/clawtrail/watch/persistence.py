@@ -16,6 +16,7 @@ JOBS = 1024
 #: Put into every session by the host.
 _BOOTSTRAP = {i.lower(): i for i in ("MEMORY.md", "SOUL.md", "AGENTS.md", "USER.md", "IDENTITY.md", "TOOLS.md", "HEARTBEAT.md")}
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ENDLESS_WORDS = ("cron", "while", "for", "systemctl", "watch")  # one of them stands in every match
 _ENDLESS = re.compile(r"\bcrontab\s+(?:-e|[^\s;&|-])|\|\s*crontab\b|\bwhile\s+(?:true|:|\[\s*1\s*\])|\bfor\s*\(\(\s*;\s*;|systemctl\s+(?:--user\s+)?enable|/etc/cron|\bwatch\s+-n")
 
 
@@ -88,7 +89,7 @@ class Jobs:
 
     def by_call(self, seen: Seen, short: str, params: dict[str, Any], whole: str) -> tuple[str | None, str | None]:
         """The job that a call makes, and its schedule when that has no end."""
-        if short in tools.SHELLS and _ENDLESS.search(whole):
+        if short in tools.SHELLS and any(word in whole for word in _ENDLESS_WORDS) and _ENDLESS.search(whole):
             seen.hit("schedule.by-agent-no-end")
         if short not in tools.SCHEDULES or params.get("action") not in ("add", "create", "update", None):
             return None, None

@@ -6,7 +6,7 @@ import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Callable, Generic, Mapping, TypeVar
+from typing import Any, Callable, Generic, Mapping, NamedTuple, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -98,8 +98,7 @@ class Call:
     id: str | None = None  #: of the event
 
 
-@dataclass(frozen=True)
-class Standing:
+class Standing(NamedTuple):
     """What a stateless rule is told of a session: `owner` is None when the host does not say."""
 
     tainted: bool

@@ -13,6 +13,7 @@ _HOST_CHARS = 128
 _BASE64_MAX = 64 * 1024  #: characters of one run that are decoded
 
 _URL = re.compile(r"\b(?:https?|wss?|ftps?|sftp|ssh|git)://(?:[^\s/?#@\"'<>`\\]{1,256}@)?(\[[0-9a-fA-F:.]{2,45}\]|[^\s/?#:@\"'<>`\\(){}\[\]|,;]{1,253})", re.IGNORECASE)
+_PROGRAMS = ("curl", "wget", "nc", "netcat", "ssh", "scp", "sftp", "rsync", "telnet", "ping", "dig", "nslookup", "socat", "http", "git")
 _NETWORK_COMMAND = re.compile(r"(?:^|[\s;&|(`/])(?:curl|wget|nc|ncat|netcat|ssh|scp|sftp|rsync|telnet|ping|dig|nslookup|socat|http|git\s+(?:clone|push|pull|fetch))\s([^|;&\n`]{1,400})")
 _BARE_HOST = re.compile(r"(?:[\w.+-]{1,64}@)?((?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,8}[a-z]{2,24}|\d{1,3}(?:\.\d{1,3}){3})(?=[:/\s]|$)", re.IGNORECASE)
 _FILE_ENDINGS = frozenset(
@@ -45,7 +46,7 @@ def hosts(text: str) -> list[str]:
 def command_hosts(command: str) -> list[str]:
     """The hosts that a shell command names: in URLs, and as plain words after a program that connects."""
     found = hosts(command)
-    for reach in _NETWORK_COMMAND.finditer(command):
+    for reach in _NETWORK_COMMAND.finditer(command) if any(word in command for word in _PROGRAMS) else ():
         for word in reach[1].split():
             m = None if word.startswith("-") or "://" in word else _BARE_HOST.match(word.strip("'\""))
             if m and m[1].rpartition(".")[2].lower() not in _FILE_ENDINGS:

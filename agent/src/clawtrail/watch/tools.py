@@ -154,7 +154,8 @@ def _shell(out: Touch, params: Mapping[str, Any]) -> None:
     out.sends = bool(out.hosts)
     if out.hosts:
         out.source = f"exec:{out.hosts[0]}"
-    for m in MEMORY_IN_COMMAND.finditer(command):
+    low = command.lower()
+    for m in MEMORY_IN_COMMAND.finditer(command) if ".md" in low or "memory/" in low else ():
         before = command[max(0, m.start() - 400) : m.start() + 1].rpartition("\n")[2]
         statement = re.split(r"[;&|]{1,2}", before)[-1]
         op = "delete" if _DELETE.search(statement) else "write" if _REDIRECT.search(before) else "read"
