@@ -335,11 +335,8 @@ def _cut_groups(event: dict[str, Any], limit: int) -> dict[str, Any]:
 
 def content(redacted: str, size: int, **more: Any) -> dict[str, Any]:
     """The `content` group of a text that was already redacted; `size` is the original's length in bytes."""
-    group: dict[str, Any] = {
-        "sha256": hashlib.sha256(text(redacted).encode()).hexdigest(),
-        "size": size,
-        "excerpt": cut(text(redacted)),
-    }
+    whole = text(redacted)
+    group: dict[str, Any] = {"sha256": hashlib.sha256(whole.encode()).hexdigest(), "size": size, "excerpt": cut(whole)}
     return group | {k: v for k, v in more.items() if v is not None}
 
 

@@ -22,7 +22,8 @@ from typing import Any, Callable
 from urllib.parse import quote, unquote
 
 from .event import DEPTH_MAX, INT_MAX, LEAF_MAX, SCAN_MAX, UNSURE, cut, dumps, text
-from .patterns import BASE64, CONTEXT, ENCODED_WORD, FORMATS, apart, decoded, has_run, is_random, nothing_in, together
+from .native import native
+from .patterns import BASE64, COMPILED, CONTEXT, ENCODED_WORD, FORMATS, apart, decoded, has_run, is_random, nothing_in, together
 
 _REMEMBERED = 4096  #: short strings and keys that a redactor remembers as harmless, before it starts anew
 _SHORT = 256  #: characters of one that is worth remembering
@@ -136,6 +137,13 @@ class Redactor:
         """
         box = {"value": value}
         return box["value"] if self.make_plain(box) else UNSURE
+
+    def written(self, value: Any) -> str | None:
+        """The JSON that `event.dumps` gives of a value that holds no secret, after `event.clean`; None: go the long way."""
+        if not COMPILED or self._known:
+            return None
+        out: str | None = native.json(value, self._keys)
+        return out
 
     def make_plain(self, members: dict[str, Any], written: str = "") -> bool:
         """Puts in the place of each member what `plain` gives for it; false, and they are of no use, when one is UNSURE.

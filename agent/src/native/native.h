@@ -56,6 +56,9 @@ const byte *utf8(PyObject *string, size_t *size);
 
 #define PUT(text, literal) put(text, literal, sizeof(literal) - 1)
 
+/* finder.c */
+extern PyTypeObject Finder_Type;
+
 /* lane.c */
 extern PyTypeObject Lane_Type;
 int lane_init(PyObject *tables);

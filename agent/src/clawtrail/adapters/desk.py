@@ -92,10 +92,14 @@ class Desk:
         redacted = self._recorder.redactor.string(text, found)
         return ev.content(redacted, len(text.encode("utf-8", "replace")), **found.fields(), **marks(redacted))
 
-    def _parameters(self, params: dict[str, Any], written: str) -> dict[str, Any]:
-        """As `_content`, of parameters and their JSON."""
-        if not self._recorder.redactor.make_plain({"params": params}, written):
-            return self._content(written)
+    def _parameters(self, params: dict[str, Any]) -> dict[str, Any]:
+        """As `_content`, of the JSON of a call's parameters."""
+        redactor = self._recorder.redactor
+        written = redactor.written(params)
+        if written is None:
+            written = ev.dumps(ev.clean(params))
+            if not redactor.make_plain({"params": params}, written):
+                return self._content(written)
         return ev.content(written, len(written.encode()), **marks(written))
 
     def _change(self, outcome: str, change: dict[str, Any], event: dict[str, Any], ctx: dict[str, Any], **more: Any) -> str:

@@ -50,7 +50,7 @@ def text(value: object) -> str:
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def mark(value: object) -> int:
+def mark(value: Any) -> int:
     """A number by which this process knows again what it read from JSON, almost always: who finds another one looks closer."""
     return hash(marshal.dumps(value, 2))  # version 2 does not tell how often an object is used
 

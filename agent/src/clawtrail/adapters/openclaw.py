@@ -215,7 +215,6 @@ class OpenClaw(Gateway):
         tool = self._tool(event, ctx)
         requester = hooks.group(ctx.get("requester"))
         common = self._common(event, ctx)
-        written = ev.dumps(ev.clean(params))
         fields = common | {
             "step": self._step(common.get("run")),
             "caused_by": self._decided(tool, common),
@@ -224,7 +223,7 @@ class OpenClaw(Gateway):
                                  "surface": requester.get("channel"), "tenant": requester.get("accountId")}),
             "tool": tool,
             "params": params,
-            "content": hooks.without_excerpt(self._parameters(params, written)),
+            "content": hooks.without_excerpt(self._parameters(params)),
             "target": hooks.target(event, params),
         }  # fmt: skip
         paths, standing = event.get("derivedPaths"), self._watch.standing(common["session"], common["run"], fields["actor"])

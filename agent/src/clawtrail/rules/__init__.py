@@ -47,8 +47,8 @@ class Rules:
         for i, rule in enumerate(self._rules):
             for hint in rule.hints:
                 hinted.setdefault(hint, []).append(i)
-        self._hinted = hinted
-        self._gates = expressions.gates(sorted(hinted), [text.lower() for rule in self._rules for text in rule.miss])
+        self._hints = expressions.Finder(sorted(hinted), [text.lower() for rule in self._rules for text in rule.miss])
+        self._hinted = [hinted[hint] for hint in self._hints.literals]
         self._answers = tuple(rule for rule in self._rules if "answer" in rule.on)
 
     def __iter__(self) -> Iterator[Rule]:
@@ -101,7 +101,7 @@ class Rules:
         said = texts(tool, params, paths)
         low = together(said).lower()
         near = set(self._always)
-        for hint in [hint for gate, hints in self._gates if gate in low for hint in hints if hint in low]:
+        for hint in self._hints.within(low):
             near.update(self._hinted[hint])
         found = []
         for rule in [self._rules[i] for i in sorted(near)]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from re import _constants as _op  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
+
+from ..native import native
 
 MATCH_MAX = 1500  #: characters of one expression
 _REPEATS = 1024  # of one piece, by all the repetitions around it
@@ -90,6 +92,29 @@ def _needed(tree: Any) -> list[set[str]]:
 
 def _worth(found: set[str]) -> tuple[int, int]:
     return min(min(map(len, found)), 4), -len(found)
+
+
+class Finder:
+    """Which of many texts stand in another one.
+
+    Args:
+        literals: in ASCII, two characters at least.
+        ordinary: texts as they are looked through most often.
+
+    Attributes:
+        literals: a tuple of them, by the indices that `within` gives.
+        within: a function of a text; the indices of those that stand in it.
+    """
+
+    def __init__(self, literals: Sequence[str], ordinary: Sequence[str]) -> None:
+        self.literals = tuple(literals)
+        self.within: Callable[[str], list[int]]
+        if native is not None:
+            self.within = native.Finder(tuple(literal.encode() for literal in literals)).within
+        else:
+            at = {literal: i for i, literal in enumerate(self.literals)}
+            found = [(gate, [(hint, at[hint]) for hint in hints]) for gate, hints in gates(literals, ordinary)]
+            self.within = lambda text: [i for gate, hints in found if gate in text for hint, i in hints if hint in text]
 
 
 def gates(hints: Sequence[str], ordinary: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:

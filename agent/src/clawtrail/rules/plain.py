@@ -48,11 +48,18 @@ def texts(tool: str, params: Mapping[str, Any], paths: Sequence[str]) -> dict[st
             path.append(value)
         if key in _URL_KEYS or value.startswith(_SCHEMES):
             url.append(value)
-    given = {"path": path, "command": command, "url": url, "params": [f"{key}={value}" if key else value for key, value in leaves]}
-    said = {"tool": tool} if tool else {}
-    for name, values in given.items():
-        if values:
-            said[name] = plain("\n".join(values))
+    given = {"path": path, "command": command, "url": url}
+    size = sum([len(value) for _, value in leaves]) + sum(map(len, path))
+    if size > TEXT_MAX // 4:  # so that all its forms are bounded too
+        given["params"] = [f"{key}={value}" if key else value for key, value in leaves]
+        said = {name: plain("\n".join(values)) for name, values in given.items() if values}
+    else:  # what stands in several fields is read once
+        forms = {value: plain(value) for _, value in leaves}
+        said = {name: "\n".join([forms.get(value) or plain(value) for value in values]) for name, values in given.items() if values}
+        if leaves:
+            said["params"] = "\n".join([f"{key}={forms[value]}" if key else forms[value] for key, value in leaves])
+    if tool:
+        said["tool"] = tool
     return said
 
 
@@ -101,6 +108,8 @@ _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{12,8192}={0,2}(?![A-
 
 def plain(text: str) -> str:
     """The text, and below it on lines of their own what it becomes once a shell, a URL or base64 is read; cut at TEXT_MAX."""
+    if len(text) < 12 and text.isalnum():
+        return text
     if len(text) > TEXT_MAX:
         text = text[: TEXT_MAX // 3 * 2] + "\n" + text[-TEXT_MAX // 3 :]
     out = [text]
@@ -122,8 +131,8 @@ def plain(text: str) -> str:
     if "%" in shelled and (opened := unquote(shelled, errors="replace")) != shelled:
         out.append(opened)
     room = TEXT_MAX
-    for m in _BASE64.finditer(shelled):
-        if m[0][0] in _BASE64_STARTS and room > 0 and (decoded := _decoded(m[0])):
+    for run in _BASE64.findall(shelled) if len(shelled) >= 12 else ():
+        if run[0] in _BASE64_STARTS and room > 0 and (decoded := _decoded(run)):
             out.append(decoded[:room])
             room -= len(decoded)
     return "\n".join(out) if len(out) > 1 else text

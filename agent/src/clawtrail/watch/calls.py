@@ -46,9 +46,10 @@ class Calls:
         self._changes.definition(seen)
         touch = tools.touch(name, kind, seen.word("tool", "server"), params, self._trusted)
         whole = "\n".join(touch.texts)
-        content = seen.group("content")
-        found = {k: v for k, v in {"links": " ".join(touch.hosts), "hidden": text.hidden(whole)}.items() if v and not content.get(k)}
-        if found:
+        hidden = text.hidden(whole)
+        if touch.hosts or hidden:
+            content = seen.group("content")
+            found = {k: v for k, v in {"links": " ".join(touch.hosts), "hidden": hidden}.items() if v and not content.get(k)}
             seen.put("content", {**content, **found})
         owner = seen.owner()
         if owner is False:
@@ -62,7 +63,7 @@ class Calls:
             seen.hit("tool.privileged-by-unprivileged")
         session = seen.session if isinstance(seen.session, str) else None
         if call_id := seen.word("tool", "call_id"):
-            local = short in tools.SHELLS | tools.READS | tools.WRITES | tools.SEARCHES
+            local = short in tools.LOCAL
             self._history.calls.put(call_id, Call(name, session, seen.state.taint, touch.source, touch.store, touch.reads, local, job, recurring))
             if short == tools.SPAWN and session is not None:
                 self._history.spawning.put(call_id, session)

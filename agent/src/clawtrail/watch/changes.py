@@ -46,7 +46,7 @@ class Changes:
     def definition(self, seen: Seen) -> None:
         """A call's tool, with the hash of the definition that the model was shown."""
         tool = seen.group("tool")
-        if not tool.get("def") and (shown := self._definitions.get(f"{self._history.sort(seen.session)} {seen.word('tool', 'name')}")):
+        if self._definitions and not tool.get("def") and (shown := self._definitions.get(f"{self._history.sort(seen.session)} {seen.word('tool', 'name')}")):
             seen.put("tool", {**tool, "def": shown})
 
     def change(self, seen: Seen) -> None:

@@ -203,6 +203,6 @@ class History:
 
 def nobody(session: object, run: object, actor: Mapping[str, Any]) -> bool:
     """What a host starts by itself it calls "not the owner": no person is behind that."""
-    inner = isinstance(session, str) and any(sort in session for sort in (":subagent:", ":cron:", ":heartbeat:"))
+    inner = isinstance(session, str) and (":subagent:" in session or ":cron:" in session or ":heartbeat:" in session)
     inner = inner or (isinstance(run, str) and run.startswith("announce:")) or actor.get("type") in ("agent", "system")
     return inner and not actor.get("id") and actor.get("owner") is not True

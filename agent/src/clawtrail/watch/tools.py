@@ -21,6 +21,8 @@ SENDS = frozenset({"message", "sessions_send", "mail", "mail_send", "send_email"
 SCHEDULES = frozenset({"cron", "automations"})
 SPAWN = "sessions_spawn"
 _SPAWNS = frozenset({SPAWN, "subagents", "task"})
+LOCAL = SHELLS | READS | WRITES | SEARCHES
+_REACHING = FETCHES | SHELLS
 #: Tools by which an agent acts on the world, its host or itself; reading alone is not among them.
 PRIVILEGED = WRITES | SHELLS | SENDS | SCHEDULES | _SPAWNS | {"gateway", "plugins", "config", "secrets", "skill_install", "python_repl"}
 
@@ -32,6 +34,7 @@ _DELETE = re.compile(r"(?:^|[\s;&|(])(?:rm|unlink|shred|truncate|trash|srm)\b")
 _REDIRECT = re.compile(r"(?:>{1,2}|\btee\b(?:\s+-a)?|\bsed\s+-i\S*|\bmv\b|\bcp\b)[^;&|\n]{0,400}$")
 _PATCH_FILE = re.compile(r"^\*\*\* (Add|Update|Delete) File: (.{1,300})$", re.MULTILINE)
 _RECIPIENT_KEYS = ("to", "recipients", "targets", "cc", "bcc", "target", "channelId", "chatId")
+_RECIPIENTS = frozenset(_RECIPIENT_KEYS)
 _OUTSIDE_PATH = re.compile(r"/(?:media/(?:inbound|incoming)|inbound|downloads?|attachments?)/", re.IGNORECASE)
 
 
@@ -106,7 +109,7 @@ def touch(name: str, kind: str, server: str, params: Mapping[str, Any], trusted:
     out.recipients = _recipients(params)
     if plain in SENDS or (out.recipients and kind == "mcp"):
         out.sends = bool(out.recipients or out.hosts)
-    out.reaches = out.sends or (bool(out.hosts) and (plain in FETCHES | SHELLS or kind in ("mcp", "http")))
+    out.reaches = out.sends or (bool(out.hosts) and (plain in _REACHING or kind in ("mcp", "http")))
     if kind == "mcp" or server:
         out.source = f"mcp:{(server or name.partition('__')[0]).partition('@')[0]}"
     elif "mail" in plain or plain.startswith(("inbox", "imap")):
@@ -116,8 +119,15 @@ def touch(name: str, kind: str, server: str, params: Mapping[str, Any], trusted:
     return out
 
 
+def _first(params: Mapping[str, Any], *keys: str) -> str | None:
+    for key in keys:
+        if isinstance(value := params.get(key), str):
+            return value
+    return None
+
+
 def _path(params: Mapping[str, Any]) -> str:
-    return next((params[k] for k in ("path", "file_path", "filePath", "file", "filename") if isinstance(params.get(k), str)), "")[:4096]
+    return (_first(params, "path", "file_path", "filePath", "file", "filename") or "")[:4096]
 
 
 def _edit_op(short: str, params: Mapping[str, Any]) -> str:
@@ -133,7 +143,7 @@ def _edit_op(short: str, params: Mapping[str, Any]) -> str:
 
 
 def _size(params: Mapping[str, Any]) -> int | None:
-    content = next((params[k] for k in ("content", "newText", "new_string", "new_str", "text") if isinstance(params.get(k), str)), None)
+    content = _first(params, "content", "newText", "new_string", "new_str", "text")
     return None if content is None else len(content.encode("utf-8", "replace"))
 
 
@@ -146,7 +156,7 @@ def _patch(out: Touch, params: Mapping[str, Any]) -> None:
 
 
 def _shell(out: Touch, params: Mapping[str, Any]) -> None:
-    command = next((params[k] for k in ("command", "cmd", "input", "script") if isinstance(params.get(k), str)), None)
+    command = _first(params, "command", "cmd", "input", "script")
     if command is None:
         command = " ".join(leaves(params.get("command") or params.get("args") or params))
     command = command[:_LEAF]
@@ -168,8 +178,8 @@ def _shell(out: Touch, params: Mapping[str, Any]) -> None:
 
 
 def _fetch(out: Touch, short: str, params: Mapping[str, Any]) -> None:
-    url = next((params[k] for k in ("url", "targetUrl", "uri") if isinstance(params.get(k), str)), "")
-    query = next((params[k] for k in ("query", "q") if isinstance(params.get(k), str)), "")
+    url = _first(params, "url", "targetUrl", "uri") or ""
+    query = _first(params, "query", "q") or ""
     out.hosts = text.hosts(url)
     where = out.hosts[0] if out.hosts else "search" if query else short
     out.source = f"{short}:{where}"
@@ -179,6 +189,8 @@ def _fetch(out: Touch, short: str, params: Mapping[str, Any]) -> None:
 
 def _recipients(params: Mapping[str, Any]) -> list[str]:
     out: list[str] = []
+    if _RECIPIENTS.isdisjoint(params):
+        return out
     for key in _RECIPIENT_KEYS:
         value = params.get(key)
         if isinstance(value, str):
