@@ -123,6 +123,31 @@ def test_ordinary_texts_are_called_clean(text):
     assert native.clean(text)
 
 
+@pytest.mark.parametrize("context", [*_CONTEXTS, "anything"])
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_json_is_written_as_python_does_or_not_at_all(by_expressions, context, data):
+    leaf = st.one_of(in_context(_CONTEXTS[context]) if context in _CONTEXTS else TEXT, VALUE)
+    value = data.draw(st.dictionaries(st.sampled_from(["command", "path", "a-key", "password"]) | TEXT, leaf | st.lists(leaf, max_size=3), max_size=3))
+    redactor = Redactor(KEY)
+    redactor.make_plain({"value": value})  # learns the keys
+    written = redactor.written(value)
+    if written is not None:
+        expected = event.dumps(event.clean(value))
+        assert written == expected and Redactor(KEY).string(expected, found := Found()) == expected and not found.count
+        assert event.dumps(Redactor(KEY).value(event.clean(value), found)) == expected and not found.count
+
+
+def test_ordinary_parameters_are_written_at_once(by_expressions):
+    redactor, params = Redactor(KEY), {"command": "npm run build --silent 2>&1 | tail -5", "workdir": "/state/workspace", "n": 3, "deep": {"a": ["x", None, True]}}
+    redactor.make_plain({"params": params})
+    assert redactor.written(params) == event.dumps(params)
+    assert redactor.written({"command": "export TOKEN=" + KEY.hex()}) is None and redactor.written({"odd": object()}) is None
+    redactor.learn("vault", "a-secret-of-this-host")
+    redactor.make_plain({"params": params})
+    assert redactor.written(params) is None, "what was learned is looked for in Python"
+
+
 # -- the lane --------------------------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clawtrail.cli import main
 from clawtrail.errors import ConfigurationError
-from clawtrail.rules import Rule, Rules, flag, trial, wants
+from clawtrail.rules import Rule, Rules, expressions, flag, plain, trial, wants
 from clawtrail.watch import COMPANIONS
 
 PACKAGED = Rules.load()
@@ -26,6 +29,42 @@ def ids(tool: str, params: dict[str, Any], **context: Any) -> set[str]:
 def test_every_rule_hits_what_it_says_and_misses_what_it_says(rule: Rule) -> None:
     assert rule.hit and rule.miss and rule.why and rule.fp
     assert trial.faults(rule) == []
+
+
+@pytest.mark.parametrize("rule", list(PACKAGED), ids=lambda r: r.id)
+def test_no_rule_is_passed_over_where_it_would_match(rule: Rule) -> None:
+    """Before its expression is tried, a text has to hold some of what every match holds."""
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.from_regex(rule.match))
+    def check(text: str) -> None:
+        assert rule.near(text.lower())
+
+    check()
+    assert all(rule.near(text.lower()) for other in PACKAGED for text in (*other.hit, *other.miss) if rule.match.search(text))
+
+
+LITERALS = ["ab", "abc", "bc", ".env", "$'\\x", "](http", "/etc/", "zz"]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from([*LITERALS, "a", "b", "é", "\ud800", "\n", "x" * 50])).map("".join), st.lists(st.sampled_from(LITERALS), unique=True))
+def test_both_finders_find_what_stands_there(text: str, literals: list[str]) -> None:
+    expected = {literal for literal in literals if literal in text}
+    with pytest.MonkeyPatch.context() as patch:
+        for native in (expressions.native, None):
+            patch.setattr(expressions, "native", native)
+            finder = expressions.Finder(literals, [text])
+            found = finder.within(text)
+            assert {finder.literals[i] for i in found} == expected and len(found) == len(expected)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(st.characters(exclude_categories=["C", "Z"]) | st.sampled_from(" \t\n\r"), min_size=9))
+def test_a_text_in_base64_is_read(text: str) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        run = encode(text.encode()).decode()
+        assert text in plain.plain(f"echo {run} | x") or run.count("/") > 3
 
 
 @pytest.mark.parametrize("rule", list(PACKAGED), ids=lambda r: r.id)

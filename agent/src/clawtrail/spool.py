@@ -343,6 +343,7 @@ class Spool:
         if mapped is not None:
             self._view = mapped
             return
+        self._view = b""  # before the next one is read: a segment has some megabytes
         try:
             data = segment.read()
         except OSError as e:
@@ -352,7 +353,11 @@ class Spool:
         good = list(records(data))
         if len(good) < segment.count:  # it was whole when it was written or adopted
             self._lose(segment, reason, [seq for _, _, seq in good])
-        self._view = b"".join([bytes(HEAD), *(data[start:stop] for start, stop, _ in good)])
+        ends = [HEAD, *(stop for _, stop, _ in good)]
+        if all(start == end for (start, _, _), end in zip(good, ends)):
+            self._view = data[: ends[-1]]
+        else:
+            self._view = b"".join([bytes(HEAD), *(data[start:stop] for start, stop, _ in good)])
 
     def _lose(self, segment: Segment, reason: str, good: list[int]) -> None:
         newest = max(self.proven, segment.first - 1)
