@@ -139,6 +139,46 @@ test("observations keep their order through broken connections and missing answe
   await forwarder.stop();
 });
 
+test("a record is under way before the one before it is answered, and only so many are", async () => {
+  const held = [];
+  const forwarder = await new Forwarder(({ n }, socket) => void held.push([n, socket])).start();
+  const bulk = bulkLane(forwarder.path, { timeoutMs: 5000, batch: 3 });
+  const answer = () => {
+    const [n, socket] = held.shift();
+    socket.write(`${JSON.stringify({ ack: n })}\n`);
+  };
+  bulk.push("test", line(0));
+  await eventually(() => held.length === 1);
+  for (let i = 1; i < 5; i++) bulk.push("test", line(i));
+  await eventually(() => held.length === 3);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.deepEqual([rids(forwarder), bulk.queued], [["0", "1", "2"], 5]);
+  for (let left = 5; left; left--) {
+    await eventually(() => held.length);
+    answer();
+    await eventually(() => bulk.queued === left - 1);
+  }
+  assert.deepEqual([rids(forwarder), bulk.accepted, bulk.bytes], [["0", "1", "2", "3", "4"], 5, 0]);
+  await forwarder.stop();
+});
+
+test("an answer that comes after its record was sent again changes nothing", async () => {
+  let first = true;
+  const seen = [];
+  const forwarder = await new Forwarder(({ n, rid }) => {
+    seen.push(rid);
+    const no = rid === "1" && first;
+    if (no) first = false;
+    return no ? { ack: n, ok: false, error: "queue full" } : { ack: n };
+  }).start();
+  const bulk = bulkLane(forwarder.path);
+  for (let i = 0; i < 4; i++) bulk.push("test", line(i));
+  await eventually(() => bulk.queued === 0);
+  assert.deepEqual(seen, ["0", "1", "2", "3", "1", "2", "3"]);
+  assert.deepEqual([bulk.accepted, bulk.dropped, bulk.bytes], [4, 0, 0]);
+  await forwarder.stop();
+});
+
 test("what does not fit is counted by hook and told in its place", async () => {
   const forwarder = new Forwarder();
   const bulk = bulkLane(forwarder.path, { maxRecords: 3 });
@@ -221,6 +261,43 @@ test("a gate waits for what was queued before it, and for no more", async () => 
   const more = setInterval(() => bulk.push("test", line("more")), 1); // never empty
   await bulk.flush(2000);
   clearInterval(more);
+  await forwarder.stop();
+});
+
+test("a gate follows what is under way, without waiting for the answers to that", async () => {
+  const held = [];
+  const forwarder = await new Forwarder((received, socket) => void held.push([received, socket])).start();
+  const bulk = bulkLane(forwarder.path, { timeoutMs: 5000 });
+  const gate = new GateLane(forwarder.path);
+  assert.equal(bulk.way, null, "nothing is under way");
+  bulk.push("test", line("cause"));
+  await eventually(() => held.length === 1);
+  const open = gate.send(line("action"), 5000, bulk);
+  await eventually(() => held.length === 2);
+  const [[cause, socket], [action, same]] = held;
+  assert.deepEqual([cause.rid, action.rid, action.gate, same === socket], ["cause", "action", true, true]);
+  socket.write(`${JSON.stringify({ ack: cause.n })}\n`);
+  await eventually(() => bulk.queued === 0);
+  assert.equal(gate.accepted, 0, "its own answer is what opens it");
+  socket.write(`${JSON.stringify({ ack: action.n })}\n`);
+  await open;
+  assert.deepEqual([gate.accepted, bulk.way], [1, null]);
+  await forwarder.stop();
+});
+
+test("a gate that loses its way takes its own", async () => {
+  let broken = false;
+  const forwarder = await new Forwarder(({ n, rid }, socket) => {
+    if (rid === "action" && !broken) return (broken = true), void socket.destroy();
+    return rid === "cause" && !broken ? null : { ack: n };
+  }).start();
+  const bulk = bulkLane(forwarder.path, { timeoutMs: 5000 });
+  const gate = new GateLane(forwarder.path);
+  bulk.push("test", line("cause"));
+  await eventually(() => bulk.way);
+  await gate.send(line("action"), 2000, bulk);
+  await eventually(() => bulk.queued === 0);
+  assert.deepEqual([gate.accepted, gate.failed, bulk.accepted, bulk.dropped], [1, 0, 1, 0]);
   await forwarder.stop();
 });
 

@@ -89,8 +89,8 @@ export default definePluginEntry({
       api.on(hook, async (event, ctx) => {
         try {
           shared.seen.add(hook);
-          await bulk.flush(CAUSE_MS);
-          await gate.send(record(hook, event, ctx), acceptTimeoutMs);
+          if (!bulk.way) await bulk.flush(CAUSE_MS);
+          await gate.send(record(hook, event, ctx), acceptTimeoutMs, bulk);
         } catch (error) {
           const { cause } = error;
           if (hook === "before_tool_call" && cause?.name === "Refused" && cause.approve) {

@@ -116,7 +116,10 @@ class Connection {
   }
 }
 
-/** Records an action waits for. `send` tries until the forwarder accepted, refused, or `timeoutMs` is over. */
+/**
+ * Records an action waits for. `send` tries until the forwarder accepted, refused, or `timeoutMs` is over. What `before`
+ * has under way is on record first: the record follows it on its connection, where there is one.
+ */
 export class GateLane {
   #connection;
   accepted = 0;
@@ -131,11 +134,11 @@ export class GateLane {
     return this.#connection.connected;
   }
 
-  async send(line, timeoutMs) {
+  async send(line, timeoutMs, before) {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       try {
-        await this.#connection.exchange(line, deadline, true);
+        await (before?.way ?? this.#connection).exchange(line, deadline, true);
         this.accepted++;
         return;
       } catch (error) {
@@ -159,7 +162,11 @@ export class BulkLane {
   #connection;
   #queue = [];
   #dropped = {};
-  #pumping = false;
+  #sent = 0; // of the queue's head: their answers are not there yet
+  #round = 0; // ends with an answer that is missing or a no
+  #heard = Promise.resolve();
+  #pausing = false;
+  #pause = 0;
   #flushing = [];
   accepted = 0;
   dropped = 0;
@@ -168,13 +175,14 @@ export class BulkLane {
   constructor(path, options) {
     this.#connection = new Connection(path);
     Object.assign(this, {
-      timeoutMs: 5000, // for the answers of one batch
-      batch: 64,
+      timeoutMs: 5000, // for an answer
+      batch: 64, // records under way
       maxRecords: 5000,
       maxBytes: 16 * 1024 * 1024,
       maxRefusals: 120, // of one record; about ten minutes
       pause: [250, 5000], // ms before the next try: the first, and the longest
     }, options);
+    this.#pause = this.pause[0];
   }
 
   get connected() {
@@ -185,11 +193,16 @@ export class BulkLane {
     return this.#queue.length;
   }
 
+  /** The connection on which all that is queued is under way; null when nothing is, or not all of it. */
+  get way() {
+    return this.#sent && this.#sent === this.#queue.length && this.connected ? this.#connection : null;
+  }
+
   push(hook, line) {
     if (this.#queue.length >= this.maxRecords || this.bytes + line.length > this.maxBytes) return this.#drop(hook);
     this.#tellDropped();
     this.#append(hook, line);
-    void this.#pump();
+    this.#pump();
   }
 
   /** Waits until everything that is queued now is accepted, at most `ms`; a forwarder that is away is not waited for that long. */
@@ -225,33 +238,48 @@ export class BulkLane {
     return record;
   }
 
-  async #pump() {
-    if (this.#pumping) return;
-    this.#pumping = true;
-    let pause = this.pause[0];
-    while (this.#queue.length) {
-      const deadline = Date.now() + this.timeoutMs;
-      const batch = this.#queue.slice(0, this.batch);
-      const answers = await Promise.allSettled(batch.map((record) => this.#connection.exchange(record.line, deadline)));
-      // Only an unbroken run of accepted records leaves the queue, so the order holds; later ones are sent again.
-      for (const { status, reason } of answers) {
-        if (status === "fulfilled") {
-          this.#shift();
-          this.accepted++;
-          pause = this.pause[0];
-          continue;
-        }
-        const head = this.#queue[0];
-        if (reason instanceof Refused && (!reason.retry || ++head.refusals >= this.maxRefusals)) {
-          this.#drop(this.#shift().hook);
-          continue;
-        }
-        await wait(pause, undefined, { ref: false }); // a one-shot process may end while the forwarder is away
-        pause = Math.min(pause * 2, this.pause[1]);
-        break;
-      }
-      if (!this.#queue.length) this.#tellDropped();
+  /** Sends what was not sent yet, so that a record is under way the moment it is pushed; its answer is heard in its turn. */
+  #pump() {
+    while (!this.#pausing && this.#sent < Math.min(this.#queue.length, this.batch)) {
+      const round = this.#round;
+      const answer = this.#connection.exchange(this.#queue[this.#sent++].line, Date.now() + this.timeoutMs);
+      answer.catch(() => {}); // it is heard below, and may come to nothing before that
+      const inTurn = (hear) => (result) => round === this.#round && hear(result); // of an earlier round: it was sent again
+      this.#heard = this.#heard.then(() => answer).then(inTurn(() => this.#accept()), inTurn((reason) => this.#refuse(reason)));
     }
-    this.#pumping = false;
+  }
+
+  #accept() {
+    this.#done();
+    this.accepted++;
+    this.#pause = this.pause[0];
+    this.#next();
+  }
+
+  // Only an unbroken run of accepted records leaves the queue, so the order holds; later ones are sent again.
+  #refuse(reason) {
+    const head = this.#queue[0];
+    if (reason instanceof Refused && (!reason.retry || ++head.refusals >= this.maxRefusals)) {
+      this.#drop(this.#done().hook);
+      return this.#next();
+    }
+    this.#round++;
+    this.#sent = 0;
+    this.#pausing = true;
+    void wait(this.#pause, undefined, { ref: false }).then(() => { // a one-shot process may end while the forwarder is away
+      this.#pausing = false;
+      this.#pump();
+    });
+    this.#pause = Math.min(this.#pause * 2, this.pause[1]);
+  }
+
+  #done() {
+    this.#sent--;
+    return this.#shift();
+  }
+
+  #next() {
+    if (!this.#queue.length) this.#tellDropped();
+    this.#pump();
   }
 }
