@@ -110,16 +110,18 @@ static PyObject *receipt_of(Lane *lane, const char id[36], const byte *line, siz
 {
     PyObject *ident = PyUnicode_FromStringAndSize(id, 36), *copy = PyBytes_FromStringAndSize((const char *)line, (Py_ssize_t)size);
     PyObject *seq = PyLong_FromSsize_t(lane->seq), *receipt = NULL;
-    PyObject *all = ident && copy && seq ? PyTuple_Pack(4, ident, lane->epoch, seq, copy) : NULL;
-    PyObject *only = all ? PyTuple_Pack(1, all) : NULL;
-    if (only)
-        receipt = PyTuple_Type.tp_new((PyTypeObject *)lane->receipt, only, NULL);
+    PyTypeObject *type = (PyTypeObject *)lane->receipt;
+    if (ident && copy && seq && (receipt = type->tp_alloc(type, 4)) != NULL) {
+        PyTuple_SET_ITEM(receipt, 0, ident);
+        PyTuple_SET_ITEM(receipt, 1, Py_NewRef(lane->epoch));
+        PyTuple_SET_ITEM(receipt, 2, seq);
+        PyTuple_SET_ITEM(receipt, 3, copy);
+        return receipt;
+    }
     Py_XDECREF(ident);
     Py_XDECREF(copy);
     Py_XDECREF(seq);
-    Py_XDECREF(all);
-    Py_XDECREF(only);
-    return receipt;
+    return NULL;
 }
 
 static int tap(Lane *lane, PyObject *recorder, PyObject *receipt)
