@@ -47,6 +47,13 @@ def test_every_event_arrives_once_in_order_as_the_receipt_says(receiver, recorde
     assert messages[0].event["kind"] == "system.start"
 
 
+def test_an_outcome_may_be_given_by_name(receiver, recorder):
+    recorder.record("tool.call", outcome="attempt", tool={"name": "exec"})
+    asyncio.run(recorder.arecord("tool.result", outcome="denied", tool={"name": "exec"}))
+    assert recorder.close()
+    assert [(e["kind"], e["outcome"]) for e in receiver.events() if e["category"] == "tool"] == [("tool.call", "attempt"), ("tool.result", "denied")]
+
+
 def test_a_message_carries_what_the_receiver_needs_without_reading_its_json(receiver, recorder):
     receipt = recorder.record("tool.call", "denied", session="s:1", run="r1", tool={"name": 'a"]\\b'}, credential={"name": "aws"}, time=0.5)
     eventually(lambda: len(receiver.raw), 2, state=recorder.stats)

@@ -205,7 +205,7 @@ class Recorder:
 
     # -- recording ---------------------------------------------------------------------------------------------
 
-    # Positional, because Python compares every field's name with that of every other parameter: a quarter of the time.
+    # Positional, because Python would compare each field's name with that of each other parameter.
     def record(self, kind: str, outcome: str = "success", /, **fields: Any) -> Receipt:
         """Records one event and returns when it is accepted.
 

@@ -7,8 +7,9 @@
 typedef struct {
     PyObject_HEAD
     PyObject *literals;      /* a tuple of bytes */
-    int *next, *met;         /* the next literal of the same bucket, and the pass in which one was met last */
-    int first[BUCKETS], pass;
+    int *next, first[BUCKETS]; /* the literals of a bucket; -1: no more */
+    unsigned *met, pass;     /* the pass in which a literal was met last */
+    size_t count;
 } Finder;
 
 static unsigned bucket(const byte *at)
@@ -29,7 +30,11 @@ static PyObject *finder_within(Finder *finder, PyObject *string)
         text = (const byte *)PyBytes_AS_STRING(broken), size = (size_t)PyBytes_GET_SIZE(broken);
     if (text == NULL)
         Py_CLEAR(found);
-    int pass = ++finder->pass;
+    unsigned pass = ++finder->pass;
+    if (pass == 0) {  /* they begin anew */
+        memset(finder->met, 0, finder->count * sizeof *finder->met);
+        pass = finder->pass = 1;
+    }
     for (size_t at = 0; found && at + 1 < size; at++)
         for (int i = finder->first[bucket(text + at)]; i >= 0; i = finder->next[i]) {
             PyObject *literal = PyTuple_GET_ITEM(finder->literals, i);
@@ -73,7 +78,8 @@ static PyObject *finder_new(PyTypeObject *type, PyObject *args, PyObject *kwds)
         return NULL;
     finder->literals = Py_NewRef(literals);
     finder->next = PyMem_Calloc((size_t)count + 1, sizeof(int));
-    finder->met = PyMem_Calloc((size_t)count + 1, sizeof(int));
+    finder->met = PyMem_Calloc((size_t)count + 1, sizeof *finder->met);
+    finder->count = (size_t)count;
     if (finder->next == NULL || finder->met == NULL) {
         Py_DECREF(finder);
         return PyErr_NoMemory();
