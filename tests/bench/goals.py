@@ -310,7 +310,10 @@ def _forwarder(bench: Driver) -> Iterator[Line]:
         yield Line(f"{what}: from its socket", _rate(rate) if rate is not None else why_not(runs, OURS), goal=f">= {_rate(_AT_LEAST)}", holds=holds)
         yield _bound(f"{what}: memory (resident, highest)", _mega, median(runs, OURS, "resident"), 60e6, why_not(runs, OURS))
     runs = bench.rounds_of("sizes", [OURS], 1, n=2000)
-    yield _bound("attempt and outcome of a tool call, bytes, median", _number, median(runs, OURS, "both"), 1500, why_not(runs, OURS))
+    for part in ("attempt", "outcome"):
+        yield _bound(f"{part} of a tool call, bytes, median", _number, median(runs, OURS, part), 1500, why_not(runs, OURS))
+    both = median(runs, OURS, "both")
+    yield Line("both of them together, bytes, median", _number(both) if both is not None else why_not(runs, OURS))
 
 
 # -- the model proxy ---------------------------------------------------------------------------------------------
