@@ -269,7 +269,7 @@ test("a gate follows what is under way, without waiting for the answers to that"
   const forwarder = await new Forwarder((received, socket) => void held.push([received, socket])).start();
   const bulk = bulkLane(forwarder.path, { timeoutMs: 5000 });
   const gate = new GateLane(forwarder.path);
-  assert.equal(bulk.way, null, "nothing is under way");
+  assert.equal(bulk.pipeline, null, "nothing is under way");
   bulk.push("test", line("cause"));
   await eventually(() => held.length === 1);
   const open = gate.send(line("action"), 5000, bulk);
@@ -281,7 +281,7 @@ test("a gate follows what is under way, without waiting for the answers to that"
   assert.equal(gate.accepted, 0, "its own answer is what opens it");
   socket.write(`${JSON.stringify({ ack: action.n })}\n`);
   await open;
-  assert.deepEqual([gate.accepted, bulk.way], [1, null]);
+  assert.deepEqual([gate.accepted, bulk.pipeline], [1, null]);
   await forwarder.stop();
 });
 
@@ -294,7 +294,7 @@ test("a gate that loses its way takes its own", async () => {
   const bulk = bulkLane(forwarder.path, { timeoutMs: 5000 });
   const gate = new GateLane(forwarder.path);
   bulk.push("test", line("cause"));
-  await eventually(() => bulk.way);
+  await eventually(() => bulk.pipeline);
   await gate.send(line("action"), 2000, bulk);
   await eventually(() => bulk.queued === 0);
   assert.deepEqual([gate.accepted, gate.failed, bulk.accepted, bulk.dropped], [1, 0, 1, 0]);

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from clawtrail import forwarder
+from clawtrail.errors import EventError
 from sidecar import Client, call, folder, start  # noqa: F401
 from support import eventually, secrets
 
@@ -344,3 +345,10 @@ def test_what_was_recorded_is_handed_to_the_thread_that_ships_once_it_is_answere
 
     asyncio.run(run())
     assert seen == order and recorder.unhurried is False
+
+
+def test_a_record_with_half_a_character_is_understood():
+    """A program that cuts UTF-16 in the middle writes such bytes; the event has them written out."""
+    assert forwarder._object(b'{"a":"\xed\xa0\x80"}') == {"a": "\ud800"}
+    with pytest.raises(EventError, match="is not JSON"):
+        forwarder._object(b'{"a":"\xff"}')

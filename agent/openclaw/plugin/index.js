@@ -89,7 +89,7 @@ export default definePluginEntry({
       api.on(hook, async (event, ctx) => {
         try {
           shared.seen.add(hook);
-          if (!bulk.way) await bulk.flush(CAUSE_MS);
+          if (!bulk.pipeline) await bulk.flush(CAUSE_MS);
           await gate.send(record(hook, event, ctx), acceptTimeoutMs, bulk);
         } catch (error) {
           const { cause } = error;

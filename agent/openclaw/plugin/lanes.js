@@ -138,7 +138,7 @@ export class GateLane {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       try {
-        await (before?.way ?? this.#connection).exchange(line, deadline, true);
+        await (before?.pipeline ?? this.#connection).exchange(line, deadline, true);
         this.accepted++;
         return;
       } catch (error) {
@@ -193,8 +193,8 @@ export class BulkLane {
     return this.#queue.length;
   }
 
-  /** The connection on which all that is queued is under way; null when nothing is, or not all of it. */
-  get way() {
+  /** The connection on which all that is queued is in flight; null when nothing is, or not all of it. */
+  get pipeline() {
     return this.#sent && this.#sent === this.#queue.length && this.connected ? this.#connection : null;
   }
 

@@ -356,7 +356,7 @@ class Forwarder:
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(raw.decode())
+        record = json.loads(raw.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as e:
         raise EventError(f"record {raw[:60]!r} is not JSON ({e}); expected one object per line") from None
     if not isinstance(record, dict):

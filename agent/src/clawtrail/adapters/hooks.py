@@ -17,7 +17,7 @@ def group(value: Any) -> dict[str, Any]:
 
 def some(members: dict[str, Any]) -> dict[str, Any] | None:
     """The members that say something; None when none does."""
-    kept = {k: v for k, v in members.items() if v or v is not None and v not in ("", [], {})}
+    kept = {k: v for k, v in members.items() if v or v not in (None, "", [], {})}
     return kept or None
 
 
