@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from clawtrail import forwarder
+from clawtrail import forwarder, health
 from clawtrail.errors import EventError
 from sidecar import Client, call, folder, start  # noqa: F401
 from support import eventually, secrets
@@ -274,7 +274,7 @@ os.wait()
     assert [a["ok"] for a in answers[1:]] == [False] * (len(answers) - 1) and len(answers) >= 2
     assert "was started by process" in answers[1]["error"]
     assert Client(running.path).answer()["error"].startswith("refused: the process is not visible")
-    status = enter(0, {}, "import sys, json\nfrom clawtrail.forwarder import status\nprint(json.dumps(status(sys.argv[1])))")
+    status = enter(0, {}, "import sys, json\nfrom clawtrail.health import status\nprint(json.dumps(status(sys.argv[1])))")
     state = json.loads(status.stdout)
     assert state["connected"] and state["acknowledged"] == 1 and state["refused"] >= 2 and state["accepted"] >= 2
     eventually(lambda: commands(receiver) == ["echo 1"])
@@ -282,9 +282,9 @@ os.wait()
 
 def test_status_says_when_nobody_answers_or_when_it_is_not_told(start, folder):
     with pytest.raises(OSError):
-        forwarder.status(str(folder / "absent.sock"))
+        health.status(str(folder / "absent.sock"))
     with pytest.raises(OSError, match="the forwarder answered"):
-        forwarder.status(str(start().path))  # this process is no container's main process
+        health.status(str(start().path))  # this process is no container's main process
 
 
 def test_a_peer_that_reads_no_answers_is_read_from_no_more_and_gets_them_all_in_the_end(start):

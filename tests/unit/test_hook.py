@@ -242,7 +242,11 @@ def test_with_a_gate_the_call_waits_and_is_refused_at_the_deadline(make_hook, ma
     assert hook(RESULT, *gate).returncode == 0
 
 
-def test_the_hook_imports_nothing_that_is_slow():
-    code = "import sys; sys.argv = ['clawtrail', 'hook']; import clawtrail.hook; print(*sys.modules)"
+@pytest.mark.parametrize("command", ["hook", "health"])  # a process per tool call, a process every five seconds
+def test_what_has_to_be_quick_imports_nothing_that_is_slow(command):
+    code = f"""import sys; sys.argv = ["clawtrail", "{command}", "--help"]
+from clawtrail.__main__ import main
+try: main()
+except SystemExit: print(*sys.modules)"""
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout.split())
-    assert "clawtrail.hook" in loaded and not loaded & {"asyncio", "ssl", "logging", "subprocess", "clawtrail.recorder", "clawtrail.redact", "yaml"}
+    assert f"clawtrail.{command}" in loaded and not loaded & {"asyncio", "ssl", "logging", "subprocess", "clawtrail.recorder", "clawtrail.redact", "yaml"}

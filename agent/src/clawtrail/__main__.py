@@ -1,4 +1,4 @@
-"""`clawtrail`, and `python -m clawtrail`: the command line, with a short way to the one command that has to be quick."""
+"""`clawtrail`, and `python -m clawtrail`: the command line, with a short way to the two commands that have to be quick."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ def main() -> int:
         from . import hook
 
         return hook.main(sys.argv[2:])
+    if sys.argv[1:2] == ["health"]:
+        from . import health
+
+        return health.main(sys.argv[2:])
     from . import cli
 
     return cli.main()

@@ -10,11 +10,10 @@ import os
 import signal
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-from . import __version__
+from . import __version__, health
 from .errors import ClawtrailError, ConfigurationError, StoreError
 from .recorder import DURABILITIES, POLICIES, Recorder
 from .settings import duration as seconds
@@ -130,30 +129,14 @@ def _recorder(o: argparse.Namespace, **options: Any) -> Recorder:
     return Recorder(_address(o.receiver), o.tls, agent=o.agent, spool=o.spool, durability=o.durability, **options)
 
 
-def _health(o: argparse.Namespace) -> int:
-    if o.url:
-        with urllib.request.urlopen(o.url, timeout=3) as answer:
-            print(f"{o.url}: {answer.status}")
-        return 0
-    from .forwarder import status
-
-    state = status(o.socket)
-    print(json.dumps(state))
-    if not state["connected"]:
-        return _fail(f"no connection to the receiver: {state['last_error'] or 'not tried yet'}", 1)
-    return 0
-
-
 def _break_glass(o: argparse.Namespace) -> int:
-    from .forwarder import ask
-
     if o.close == bool(o.time):
         raise ConfigurationError("break-glass: expected either --for TIME with --reason TEXT, or --close")
     if o.close:
-        ask(o.socket, {"close": {"by": o.by}})
+        health.ask(o.socket, {"close": {"by": o.by}})
         print("the gates are closed; what ran meanwhile and is not on record, if anything, is reported by a system.drop event")
         return 0
-    state = ask(o.socket, {"open": {"seconds": seconds("--for", o.time), "reason": o.reason, "by": o.by}})
+    state = health.ask(o.socket, {"open": {"seconds": seconds("--for", o.time), "reason": o.reason, "by": o.by}})
     print(f"the gates stand open until {state['gate_open']}: actions run whether or not they are recorded")
     return 0
 
@@ -424,9 +407,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("check", "list"))
     sub.add_argument("folder", type=Path, nargs="?", help="folder with rule files (*.yaml) beside the packaged ones")
 
-    sub = command("health", _health, "ask the forwarder, or an address, whether it works")
-    sub.add_argument("--socket", default="/run/clawtrail/audit.sock")
-    sub.add_argument("--url")
+    health.options(command("health", health.check, "ask the forwarder, or an address, whether it works"))
     sub = command("demo-model", _demo_model, "serve the scripted model")
     sub.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT")
 

@@ -375,23 +375,3 @@ def _verdict(n: Any, denied: Denied) -> bytes:
 
 def _line(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer).encode() + b"\n"
-
-
-def ask(path: str, question: dict[str, Any], timeout: float = 3.0) -> dict[str, Any]:
-    """What the forwarder answers a process of its own uid. Raises OSError when it does not answer, or says no."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(timeout)
-        sock.connect(path)
-        sock.sendall(_line({"n": 1, **question}))
-        answer: dict[str, Any] = json.loads(sock.makefile("rb").readline() or b"{}")
-    if answer.get("ok") is False or answer.get("ack") != 1:
-        raise OSError(f"the forwarder answered {answer.get('error') or answer}")
-    return answer
-
-
-def status(path: str, timeout: float = 3.0) -> dict[str, Any]:
-    """The forwarder's counters. Raises OSError as `ask` does."""
-    answer = ask(path, {"status": True}, timeout)
-    if "accepted" not in answer:
-        raise OSError(f"the forwarder answered {answer}")
-    return answer
