@@ -162,6 +162,28 @@ test("a record is under way before the one before it is answered, and only so ma
   await forwarder.stop();
 });
 
+test("a record is with the kernel when push returns, and none overtakes those that waited for the connection", async (t) => {
+  const written = [];
+  const real = net.Socket.prototype._write;
+  t.mock.method(net.Socket.prototype, "_write", function (data, ...rest) {
+    if (String(data).includes("rid")) written.push(JSON.parse(data).rid);
+    return real.call(this, data, ...rest);
+  });
+  const forwarder = await new Forwarder().start();
+  const bulk = bulkLane(forwarder.path);
+  const connect = net.createConnection;
+  t.mock.method(net, "createConnection", (...to) => { // the moment the connection is up, before those that wait hear of it
+    return connect(...to).once("connect", () => process.nextTick(() => bulk.push("test", line("c"))));
+  });
+  for (const id of "ab") bulk.push("test", line(id));
+  await eventually(() => bulk.accepted === 3);
+  assert.deepEqual(written, ["a", "b", "c"]);
+  bulk.push("test", line("now"));
+  assert.equal(written.at(-1), "now");
+  await eventually(() => bulk.queued === 0);
+  await forwarder.stop();
+});
+
 test("an answer that comes after its record was sent again changes nothing", async () => {
   let first = true;
   const seen = [];

@@ -32,7 +32,7 @@ const FLUSH_MS = 1500;
 const CAUSE_MS = 100; // for the decision to be on record before the call that it asked for
 /** Approvals, gateway authentication and the like have no hook; these events are their only trace. */
 const DIAGNOSTICS = [
-  "security.event", "run.started", "run.completed", "tool.execution.blocked", "tool.loop", "exec.process.completed",
+  "security.event", "run.completed", "tool.execution.blocked", "tool.loop",
   "exec.approval.followup_suppressed", "model.failover", "diagnostic.async_queue.dropped", "gateway.rpc",
   "webhook.received", "webhook.error",
 ];
@@ -109,6 +109,7 @@ export default definePluginEntry({
 
     for (const hook of OBSERVED) {
       api.on(hook, (event, ctx) => {
+        if (hook === "before_message_write" && event?.message?.role === "toolResult") return; // after_tool_call has told it
         observe(hook, hook === "gateway_start" ? { ...event, hooks: registered.join(" "), ...inventory(ctx?.config) } : event, ctx);
         if (hook === "gateway_start") startPulse();
         if (hook === "gateway_stop") stopPulse();

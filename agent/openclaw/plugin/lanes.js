@@ -29,6 +29,7 @@ class Connection {
   #connecting = null;
   #waiting = new Map();
   #buffer = "";
+  #opening = 0; // records that wait for the connection
   #n = 0;
 
   constructor(path) {
@@ -40,11 +41,23 @@ class Connection {
   }
 
   /** Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). `gate`: an action waits. */
-  async exchange(line, deadline, gate = false) {
-    if (this.#waiting.size >= MAX_WAITING) throw new Error(`${MAX_WAITING} records wait for their answer already`);
-    const socket = await this.#open(deadline);
+  exchange(line, deadline, gate = false) {
+    if (this.#waiting.size >= MAX_WAITING) return Promise.reject(new Error(`${MAX_WAITING} records wait for their answer already`));
+    // At once where it can be: the forwarder is then at it while the host goes on with what it is about.
+    if (this.#socket && !this.#opening) return this.#send(line, deadline, gate);
+    this.#opening++; // all of them wait for one promise: who came before is before
+    const opened = (then) => (result) => {
+      if (--this.#opening === 0) this.#connecting = null;
+      return then(result);
+    };
+    return this.#open(deadline).then(opened(() => this.#send(line, deadline, gate)), opened((error) => Promise.reject(error)));
+  }
+
+  #send(line, deadline, gate) {
+    const socket = this.#socket;
+    if (!socket) return Promise.reject(new Error("connection closed by the forwarder"));
     const n = ++this.#n;
-    await new Promise((resolve, reject) => {
+    return new Promise((resolve, reject) => {
       const late = () => this.#fail(new Error("no answer in time"));
       const timer = setTimeout(late, Math.max(1, deadline - Date.now()));
       this.#waiting.set(n, {
@@ -56,7 +69,6 @@ class Connection {
   }
 
   #open(deadline) {
-    if (this.#socket) return Promise.resolve(this.#socket);
     this.#connecting ??= new Promise((resolve, reject) => {
       const socket = net.createConnection(this.#path);
       const late = () => socket.destroy(new Error("connect timed out"));
@@ -71,13 +83,11 @@ class Connection {
         socket.unref();
         socket.setEncoding("utf8");
         this.#socket = socket;
-        resolve(socket);
+        resolve();
       });
       socket.on("data", (text) => this.#read(text));
       socket.on("error", lost);
       socket.on("close", () => lost(new Error("connection closed by the forwarder")));
-    }).finally(() => {
-      this.#connecting = null;
     });
     return this.#connecting;
   }

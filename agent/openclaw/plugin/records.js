@@ -56,10 +56,6 @@ const SLIM = {
   before_reset: ({ messages }) => ({ messages: messages && volume(messages) }),
   before_compaction: ({ messages }) => ({ messages: messages && volume(messages) }),
   after_compaction: ({ messages }) => ({ messages: messages && volume(messages) }),
-  // The result itself is in after_tool_call; the transcript's copy is named, not repeated.
-  before_message_write: ({ message }) => message?.role === "toolResult"
-    ? { message: { ...message, content: message.content && volume(message.content), details: undefined } }
-    : {},
   "internal:agent:bootstrap": ({ context }) => ({ context: { ...plain(context), files: files(context?.bootstrapFiles ?? []) } }),
   channel_pairing_requested: () => ({ code: undefined }), // a live credential
 };
@@ -68,9 +64,10 @@ const nameOf = (tool) => String(tool?.name ?? tool?.function?.name);
 
 /** Each tool's contract by its hash, and the hash of them all, whatever their order. */
 function definitions(tools) {
-  const defs = Object.fromEntries(tools.map((tool) => [nameOf(tool), short(encode(tool) ?? "")]));
+  const texts = tools.map((tool) => encode(tool) ?? "");
+  const defs = Object.fromEntries(tools.map((tool, i) => [nameOf(tool), short(texts[i])]));
   const lines = Object.entries(defs).sort(([a], [b]) => (a < b ? -1 : 1)).map((line) => line.join(" "));
-  return { names: Object.keys(defs), defs, bytes: size(tools), sha256: sha256(lines.join("\n")) };
+  return { names: Object.keys(defs), defs, bytes: Buffer.byteLength(texts.join()) + 2, sha256: sha256(lines.join("\n")) };
 }
 
 /** What of the configuration stands between an agent and the host, by its path there; of single agents where they differ. */

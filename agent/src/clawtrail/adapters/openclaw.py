@@ -22,8 +22,6 @@ from .gateway import Gateway
 __all__ = ["OpenClaw", "Recorded"]
 
 _SOURCES = {"user", "cron", "heartbeat", "webhook", "message", "agent", "system"}
-#: Hooks whose content other hooks report in full.
-_SAID_ELSEWHERE = frozenset({"diag:run.started", "diag:exec.process.completed"})
 _KINDS = {"code_mode_exec": "code", "code": "code", "plugin": "plugin", "mcp": "mcp"}
 _SHOWN_MAX = 300  #: characters of a call that a person is asked about
 _STOP = {"stop": "end", "toolUse": "tool", "length": "length", "error": "error", "aborted": "cancel"}
@@ -108,8 +106,6 @@ class OpenClaw(Gateway):
         """
         hook = str(record.get("hook"))
         self._open.beat()
-        if hook in _SAID_ELSEWHERE:
-            return []
         handle = self._internal if hook.startswith("internal:") else self._hooks.get(hook)
         if handle is None:
             raise EventError(f"hook {hook!r} is unknown; expected one of {' '.join(sorted(self._hooks))}")
@@ -411,7 +407,6 @@ class OpenClaw(Gateway):
             self._user_wrote(event, ctx, message)
         elif role == "assistant":
             self._decision(event, ctx, message)
-        # a toolResult is on record as tool.result
 
     def _decision(self, event: dict[str, Any], ctx: dict[str, Any], message: dict[str, Any]) -> None:
         calls = [hooks.some({"id": p.get("id"), "tool": p.get("name")}) for p in hooks.parts(message) if p.get("type") == "toolCall"]
