@@ -8,7 +8,7 @@ override REASON := $(value REASON)
 override SESSION := $(value SESSION)
 export Q ARGS SESSION JSON FOR REASON SINCE S TAIL YES ENV_FILE REGISTRY
 
-.PHONY: help up demo query timeline status logs password break-glass close-glass down clean test bench
+.PHONY: help up demo query timeline alerts status logs password break-glass close-glass down clean test bench
 
 help: ## this list
 	@awk -F ' *## *' '/^[a-z-]+:.*## / {split($$1, target, ":"); printf "make %-12s %s\n", target[1], $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ query: ## events as JSON lines: make query Q='{job="audit"}' SINCE=1h
 
 timeline: ## a session across agents, causes before effects: make timeline SESSION=agent:main:demo SINCE=24h JSON=1
 	@scripts/stack.sh timeline
+
+alerts: ## what needs a person now, by Loki's rules (loki/rules/)
+	@scripts/stack.sh alerts
 
 status: ## service, state, health and memory of each container
 	@scripts/stack.sh status

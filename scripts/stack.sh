@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What one does with a stack that is there: stack.sh down|clean|status|logs|password|query|timeline|break-glass|close-glass
+# What one does with a stack that is there: stack.sh down|clean|status|logs|password|query|timeline|alerts|break-glass|close-glass
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 . scripts/engine.sh
@@ -100,6 +100,12 @@ close-glass() {
   compose exec -T forwarder clawtrail break-glass --close --by "${SUDO_USER:-${USER:-$(id -un)}}" </dev/null || exit
 }
 
+# Exit code 1: nothing watches.
+alerts() {
+  [ -n "$(ours ps -q --filter label=com.docker.compose.service=loki)" ] || fail Alerts 'the stack is not up' 'no loki container runs' 'a running stack' 'make up'
+  compose run --rm -T operator clawtrail alerts </dev/null || exit
+}
+
 # Exit code 1: the store knows no such session.
 timeline() {
   [ -n "${SESSION:-}" ] || fail Timeline 'no session' "SESSION is empty" "a session's name" "make timeline SESSION=agent:main:demo"
@@ -107,7 +113,7 @@ timeline() {
   compose run --rm -T operator clawtrail timeline ${JSON:+--json} --since "${SINCE:-24h}" -- "$SESSION" </dev/null || exit
 }
 
-case ${1:-} in down|clean|status|logs|password|query|timeline|break-glass|close-glass) ;; *) echo "usage: $0 down|clean|status|logs|password|query|timeline|break-glass|close-glass" >&2; exit 2 ;; esac
+case ${1:-} in down|clean|status|logs|password|query|timeline|alerts|break-glass|close-glass) ;; *) echo "usage: $0 down|clean|status|logs|password|query|timeline|alerts|break-glass|close-glass" >&2; exit 2 ;; esac
 load_env
 [ "$(engine_state)" != denied ] || use_sudo
 [ "$(engine_state)" = ready ] || fail "$1" 'the Docker engine does not answer' "$(engine_state)" 'a running engine' 'make up'

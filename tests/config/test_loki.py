@@ -16,9 +16,9 @@ def test_nothing_but_retention_removes_an_event():
     assert CONFIG["compactor"]["retention_enabled"] is True
 
 
-def test_retention_is_the_only_variable_and_has_a_default():
+def test_the_variables_have_a_default():
     used = [line for line in FILE.read_text().splitlines() if "${" in line and not line.strip().startswith("#")]
-    assert [line.strip() for line in used] == ["retention_period: ${RETENTION:-744h}"]
+    assert [line.strip() for line in used] == ["retention_period: ${RETENTION:-744h}", "alertmanager_url: ${ALERTMANAGER_URL:-}"]
 
 
 def test_a_resend_of_an_event_stays_one_entry():
@@ -46,3 +46,13 @@ def test_nothing_is_reported_to_anyone():
 def test_a_section_says_why(section):
     block = re.search(rf"^{section}:\n(?:(?:  .*|)\n)+", FILE.read_text(), re.M)
     assert block and "#" in block[0]
+
+
+def test_no_alert_can_be_silenced_by_values_that_an_attacker_chooses():
+    [path] = (FILE.parent / "rules/fake").glob("*.yaml")
+    rules = {rule["alert"]: rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]}
+    assert "Watchdog" in rules and len(rules) >= 7
+    for name, rule in rules.items():
+        if name != "Watchdog":
+            assert re.findall(r"by \(([^)]*)\)", rule["expr"]) == ["agent"], "too many series, and the rule fails in place of firing"
+            assert "{{ $labels.agent }}" in rule["annotations"]["summary"] and rule["labels"]["severity"] in ("critical", "high")

@@ -122,6 +122,7 @@ def test_an_isolated_agent_gets_no_model(running: Stack) -> None:
     running.run_inside("openclaw", "sh", "-c", agent_exec(running, f"/tmp/{name}", f"/tmp/marker-{name}", "--isolated"))
     said = running.run_inside("openclaw", "cat", f"/tmp/{name}/said")[1]
     assert "ended" in said and not exists(running, f"/tmp/marker-{name}"), said
+    assert "No route-compatible authentication source is configured" in said, said
 
 
 def test_there_is_no_way_out_of_the_agents_container_but_the_proxy(running: Stack) -> None:

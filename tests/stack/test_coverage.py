@@ -20,6 +20,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from harness import ROOT, Stack, eventually
+from test_gates_live import gated
 
 HERE = Path(__file__).with_name("coverage")
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -141,7 +142,7 @@ class Gateway:
         self.messages()
         self.approvals()
         self.pairing()
-        self.install()
+        assert self.install()["ok"] is True
         self.told(IDLE, "DONE")
         time.sleep(max(0.0, since + IDLE_FOR - time.monotonic()))
         self.say(IDLE, "hello again")
@@ -177,15 +178,16 @@ class Gateway:
         self.say(ADMITTED, "hello")
         self.told(ADMITTED, "DONE")
 
-    def install(self) -> None:
+    def install(self, slug: str = "wave") -> Any:
+        """The gateway's answer; None when it was refused."""
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr("SKILL.md", "---\nname: wave\ndescription: Waving at people.\n---\n\n1. Wave.\n")
-        begun = self.call("skills.upload.begin", {"kind": "skill-archive", "slug": "wave", "sizeBytes": len(packed.getvalue())})
+            archive.writestr("SKILL.md", f"---\nname: {slug}\ndescription: Waving at people.\n---\n\n1. Wave.\n")
+        begun = self.call("skills.upload.begin", {"kind": "skill-archive", "slug": slug, "sizeBytes": len(packed.getvalue())})
         upload = {"uploadId": begun["uploadId"]}
         self.call("skills.upload.chunk", upload | {"offset": 0, "dataBase64": base64.b64encode(packed.getvalue()).decode()})
         self.call("skills.upload.commit", upload)
-        assert self.call("skills.install", upload | {"source": "upload", "slug": "wave", "agentId": "main"})["ok"] is True
+        return self.call("skills.install", upload | {"source": "upload", "slug": slug, "agentId": "main"})
 
     def chat(self) -> None:
         session = self.session("chat")
@@ -348,6 +350,8 @@ def test_coverage_a_decision_has_its_text_its_calls_and_its_reason_to_stop(gatew
         model = requests[decision["caused_by"]]["model"]
         assert all(re.fullmatch("[0-9a-f]{64}", model[member]) for member in ("system", "prompt", "tools")) and model["tools_n"] > 20
         assert decision["model"]["via"] == model["via"] == "hook" and decision["usage"]["input"] > 0
+        usage = decision["usage"]
+        assert usage["cost_micro"] == round(3 * usage["input"] + 15 * usage["output"]), "dollars per million tokens, coverage/openclaw.json"
 
 
 def test_coverage_a_subagent_is_joined_to_who_started_it(gateway: Gateway) -> None:
@@ -528,6 +532,35 @@ def test_coverage_a_person_who_is_asked_reads_the_call_and_the_rule(gateway: Gat
     shown = gateway.told(OWNER, "delicate-yes", buttons=True)["text"]
     assert "exec: touch /tmp/delicate-yes" in shown and "test.delicate: delicate work wants a yes first" in shown
     gateway.told(STRANGER, "Nobody approved this within 20 s")
+
+
+@pytest.fixture
+def sent(gateway: Gateway) -> Iterator[Gateway]:
+    """A message leaves, and a skill is installed, only when its event was handed to the receiver."""
+    for _ in gated(gateway.stack, GATES="message:sent,config:sent"):
+        yield gateway
+
+
+def test_coverage_without_the_receiver_no_message_leaves_and_nothing_is_installed(sent: Gateway) -> None:
+    stack, began = sent.stack, int(time.time())
+    stack.container("syslog-ng").stop(timeout=5)
+
+    def delivered() -> list[Any]:
+        return [one for one in sent.telegram("/sent") if one["method"] == "sendMessage" and str(one["params"]["chat_id"]) == str(OWNER)]
+
+    before = len(delivered())
+    sent.say(OWNER, "is anybody there?")
+    refused = re.compile(rb"clawtrail: (message_sending|reply_payload_sending) not accepted")
+    eventually(lambda: refused.search(stack.container("openclaw").logs(since=began)), 60, "the answer is held back")
+    assert sent.install("bow") is None
+    assert len(delivered()) == before
+    stack.container("syslog-ng").start()
+    stack.wait_healthy("syslog-ng")
+    denied = sent.events("policy.decision", '| json | outcome="denied" | policy_rule="gate.sent"', 2, 60)
+    causes = {e["caused_by"] for e in denied}
+    assert causes & {e["id"] for e in sent.dm(OWNER, "message.out", '| outcome="attempt"')}
+    assert causes & {e["id"] for e in sent.events("config.change", '|= `"name":"bow"` | outcome="attempt"')}
+    assert not stack.query('{job="audit", agent="openclaw", outcome="success"} | event="config.change" |= `"name":"bow"`')
 
 
 def timed_stop(stack: Stack) -> tuple[float, int]:

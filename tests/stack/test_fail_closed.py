@@ -11,6 +11,21 @@ import pytest
 from harness import ROOT, Stack, eventually
 
 
+UNDERSTOOD = "This action was not carried out: the audit recorder does not answer, and what cannot be recorded is not done."
+INVOKE = """
+const token = require('fs').readFileSync('/run/secrets/gateway-token', 'utf8').trim();
+fetch('http://127.0.0.1:18789/tools/invoke', {
+  method: 'POST', headers: {authorization: `Bearer ${token}`, 'content-type': 'application/json', 'x-openclaw-session-key': 'agent:main:invoke'},
+  body: JSON.stringify({tool: 'session_status', args: {}}),
+}).then(async (r) => console.log(r.status, await r.text()));
+"""
+
+
+def invoke(stack: Stack) -> str:
+    """A tool, asked for over the gateway's HTTP: status and answer."""
+    return stack.run_inside("openclaw", "node", "-e", INVOKE)[1]
+
+
 def exists(stack: Stack, path: str) -> bool:
     return stack.run_inside("openclaw", "test", "-e", path)[0] == 0
 
@@ -23,6 +38,15 @@ def test_without_the_forwarder_a_run_does_not_start(running: Stack) -> None:
     assert answer.returncode != 0, answer.stdout
     assert b"before_agent_run not accepted" in running.container("openclaw").logs(tail=100)
     assert not exists(running, marker)
+
+
+@pytest.mark.stops("forwarder")
+def test_without_the_forwarder_no_tool_runs_whoever_asks_for_it(running: Stack) -> None:
+    """Over HTTP no model is asked, so it is the plugin's own no that is met here."""
+    assert invoke(running).startswith("200 "), "it works while there is a forwarder"
+    running.container("forwarder").stop(timeout=5)
+    said = invoke(running)
+    assert not said.startswith("200 ") and UNDERSTOOD in said, said
 
 
 @pytest.mark.stops("forwarder")

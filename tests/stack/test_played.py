@@ -239,7 +239,7 @@ ATTACKS = [
         has={"event": "run.end", "flag_technique": "AML.T0034.002"},
     ),
     Attack(
-        "TA-06: somebody tries until the model gives in",
+        "TA-07: somebody tries until the model gives in",
         (Turn(tool("refuse", text="I do not do that."), "guest"), Turn(tool("refuse", text="I do not do that either."), "guest")),
         SESSION + ' | event="model.decision" | json | decision_stop="refusal" | flag_rule="refusals.repeated"',
         1,

@@ -99,7 +99,7 @@ TRIED = {
     "to read the forwarder's memory": ("head -c 64 /proc/PID/mem", "Permission denied", "trail.trace"),
     "to read the forwarder's files": ("cat /proc/PID/root/etc/clawtrail/tls/client.key", "Permission denied", "trail.trace"),
     "to read the forwarder's descriptors": ("ls -l /proc/PID/fd/", "Permission denied", "trail.trace"),
-    "to read the spool": ("ls /var/lib/clawtrail/spool", "No such file", ""),
+    "to read the spool": ("ls /var/lib/clawtrail/spool", "No such file", "trail.tamper"),
     "to edit the plugin": ("echo 'export default {}' > /opt/clawtrail/plugin/index.js", "Read-only file system|Permission denied", "trail.tamper"),
     "to remove the plugin": ("rm -rf /opt/clawtrail/plugin", "Read-only file system|Permission denied", "trail.tamper"),
     "to edit the configuration": ("echo '{}' > /etc/openclaw/openclaw.json", "Read-only file system|Permission denied", "trail.tamper"),
@@ -127,7 +127,7 @@ def test_what_a_child_of_the_agent_tries_is_refused_recorded_and_flagged(running
     said = json.loads(result.line)
     assert re.search(refusal, json.dumps([said.get("content"), said.get("error")])), said
     flag = json.loads(call.line).get("flag", {})
-    assert rule in f"{flag.get('rule', '')} {flag.get('also', '')}".split() or not rule, flag
+    assert rule in f"{flag.get('rule', '')} {flag.get('also', '')}".split(), flag
     assert forwarder_pid(running) == pid
     code, health = running.run_inside("openclaw", "node", "/opt/clawtrail/healthcheck.mjs")
     assert code == 0, health

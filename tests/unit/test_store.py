@@ -346,3 +346,20 @@ def test_a_proof_that_fails_says_how_far_the_event_got(fault, receiver, recorder
         receiver.kill()
     with pytest.raises(ClawtrailError, match=words.get(fault, "transport: .*Connection refused")):
         prove(recorder, Loki(loki.url), within=0.5)
+
+
+def test_the_alerts_that_fire_are_shown_the_worst_first_and_without_their_watchdog_nothing_is_quiet(loki, capsys):
+    def says(*alerts):
+        told = [{"labels": {"alertname": name, "severity": severity, **more}, "annotations": {"summary": f"about {name}"}, "state": state,
+                 "activeAt": "2026-12-01T01:04:12.238983647Z", "value": "1e+00"} for name, severity, state, more in alerts]  # fmt: skip
+        loki.answer = (200, json.dumps({"status": "success", "data": {"alerts": told}}).encode())
+        return run(capsys, "alerts", "--loki", loki.url)
+
+    dog = ("Watchdog", "none", "firing", {})
+    assert says(dog)[:2] == (0, "no alert\n")
+    code, out, _ = says(("Bypass", "high", "firing", {"agent": "a"}), dog, ("GateOpen", "critical", "firing", {"agent": "b"}), ("Late", "high", "pending", {}))
+    assert code == 0 and [line.split()[:3] for line in out.splitlines()] == [
+        ["SEVERITY", "ALERT", "SINCE"], ["critical", "GateOpen", "2026-12-01T01:04:12Z"], ["high", "Bypass", "2026-12-01T01:04:12Z"]]  # fmt: skip
+    assert out.splitlines()[2].endswith("about Bypass") and loki.requests[-1]["path"] == "/prometheus/api/v1/alerts"
+    code, out, err = says(("Bypass", "high", "firing", {"agent": "a"}))
+    assert code == 1 and "Watchdog is missing" in err

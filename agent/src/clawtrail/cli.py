@@ -169,6 +169,14 @@ def _query(o: argparse.Namespace) -> int:
     return 0
 
 
+def _alerts(o: argparse.Namespace) -> int:
+    from .alerts import firing, table
+
+    alerts = firing(Loki(o.loki))
+    print(table(alerts) if alerts else "no alert")
+    return 0
+
+
 def _as_json(entry: Entry) -> str:
     """The event as it is stored; a line that is no JSON object (a stock handler's, a dead letter) inside one."""
     if isinstance(as_json(entry.line), dict) and "\n" not in entry.line:
@@ -417,6 +425,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("query", _query, "print the matching events as JSON lines")
     sub.add_argument("logql")
     sub.add_argument("--since", default="1h")
+    sub.add_argument("--loki", default=loki)
+    sub = command("alerts", _alerts, "print what the store's rules say needs a person now")
     sub.add_argument("--loki", default=loki)
     sub = command("schema", _schema, "print the JSON Schema of an event")
     sub.add_argument("--table", action="store_true", help="its members as a Markdown table")

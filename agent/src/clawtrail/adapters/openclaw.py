@@ -424,7 +424,7 @@ class OpenClaw(Gateway):
             "model": hooks.some({"via": "hook", "provider": message.get("provider"), "answered": message.get("model"), "response": message.get("responseId")}),
             "decision": hooks.some({"stop": _STOP.get(str(stop), stop), "calls": calls or None}),
             "usage": hooks.some({"input": usage.get("input"), "output": usage.get("output"), "reasoning": usage.get("reasoning"),
-                            "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite")}),
+                            "cache_read": usage.get("cacheRead"), "cache_write": usage.get("cacheWrite"), "cost_micro": _cost(usage)}),
             "error": hooks.error(message.get("errorMessage")),
             "duration_us": hooks.micros(self._took.pop(str(run), None)),
         }  # fmt: skip
@@ -444,6 +444,12 @@ class OpenClaw(Gateway):
             return None
         self._steps.put(run, self._steps.get(str(run), 0) + 1)
         return self._steps[str(run)]
+
+
+def _cost(usage: dict[str, Any]) -> int | None:
+    """Millionths of the currency; None for 0, which is what the host says of a model whose price it was not told."""
+    total = hooks.group(usage.get("cost")).get("total")
+    return round(total * 1e6) if isinstance(total, (int, float)) and 0 < total < 1e9 else None
 
 
 def _job(session: object) -> str | None:

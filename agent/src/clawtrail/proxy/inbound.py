@@ -121,7 +121,7 @@ class Inbound:
                 except (ValueError, KeyError, TypeError, RecursionError):
                     pass
             return
-        if sum(map(self.body.count, (b"{", b"[", b","))) > VALUES_MAX:
+        if self.size > VALUES_MAX and sum(map(self.body.count, (b"{", b"[", b","))) > VALUES_MAX:
             raise Refused(413, "body", f"a request of more than {VALUES_MAX} values")
         try:
             if len(self.body) <= BULKY:
