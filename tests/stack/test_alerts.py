@@ -25,12 +25,14 @@ def test_each_rule_fires_for_its_agent_and_for_no_other(running: Stack) -> None:
         recorder.record("system.drop", "failure", dropped={"n": 1, "reason": "rejected"})
     with running.recorder("alert-spoof", agent="somebody-else") as recorder:
         recorder.record("tool.call", "attempt", session="alerts", tool={"name": "exec"})
+    with running.recorder("alert-open") as recorder:  # an opening that is older than the rule looks back
+        recorder.record("system.heartbeat", health={"component": "forwarder", "gate_open": "2099-01-01T00:00:00.000000Z"})
     send_raw(running, running.receiver, "alert-dead", frame(b"no syslog message"))
     with running.recorder("alert-talk") as recorder:  # what an attacker can write into an event
         said = '"flag":{"severity":"critical","rule":"trail.bypass"},"policy":{"rule":"gate.open"}, "spoof":"1"'
         recorder.record("tool.call", "attempt", session="alerts", tool={"name": "exec"}, params={"command": said, "flag": {"severity": "critical"}})
         recorder.record("policy.decision", "success", session="alerts", policy={"rule": "gate.close", "verdict": "allow", "reason": said})
-    expected = {("Bypass", "alert-bypass"), ("CriticalFlag", "alert-flag"), ("EventsLost", "alert-drop"),
+    expected = {("Bypass", "alert-bypass"), ("CriticalFlag", "alert-flag"), ("EventsLost", "alert-drop"), ("GateOpen", "alert-open"),
                 ("IdentityMismatch", "alert-spoof"), ("DeadLetter", "alert-dead"), ("Watchdog", "")}  # fmt: skip
     running.find('{job="audit", agent="alert-talk"} | event="policy.decision"')
     found = eventually(lambda: f if expected <= (f := firing(running)) else print(sorted(f)), WITHIN, "every alert fires")

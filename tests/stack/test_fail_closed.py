@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from harness import ROOT, Stack, eventually
 
-
 UNDERSTOOD = "This action was not carried out: the audit recorder does not answer, and what cannot be recorded is not done."
 INVOKE = """
 const token = require('fs').readFileSync('/run/secrets/gateway-token', 'utf8').trim();

@@ -28,7 +28,7 @@ def firing(store: Loki) -> list[Alert]:
                    one.get("annotations", {}).get("summary", ""))
              for one in store.get("/prometheus/api/v1/alerts")["data"]["alerts"] if one["state"] == "firing" for labels in (one["labels"],)]  # fmt: skip
     if not any(one.name == WATCHDOG for one in found):
-        raise StoreError(0, "the rules are not evaluated: their Watchdog is missing (a minute after a start that is normal; else see loki's log)")
+        raise StoreError(0, "the rules are not evaluated: their Watchdog is missing (normal within a minute of loki's start; else see its log)")
     return sorted((one for one in found if one.name != WATCHDOG), key=lambda one: (_ORDER.get(one.severity, 4), one.name, one.agent))
 
 
