@@ -45,6 +45,6 @@ def test_an_opening_of_the_gates_alarms_and_one_command_shows_it(running: Stack)
     eventually(lambda: {("GateOpen", "openclaw"), ("CriticalFlag", "openclaw")} <= firing(running), WITHIN, "the opening alarms")
     shown = make(running, "alerts")
     assert shown.returncode == 0, shown.stderr
-    [line] = [line for line in shown.stdout.splitlines() if " GateOpen " in line]
+    [line] = [line for line in shown.stdout.splitlines() if " GateOpen " in line and " openclaw: " in line]
     assert line.startswith("critical") and "openclaw: somebody opened the gates" in line
     assert shown.stdout.startswith("SEVERITY") and "Watchdog" not in shown.stdout
