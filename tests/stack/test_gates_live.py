@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Iterator
+from typing import Callable, Iterator
 
 import pytest
 from harness import Stack, eventually
@@ -57,22 +57,27 @@ def test_a_tool_waits_for_the_receiver_and_an_operator_can_break_the_glass(sent:
     assert ran(sent, session)
     sent.container("syslog-ng").stop(timeout=5)
     assert not ran(sent, session), "it ran, and its event was not sent"
-    assert "until" in glass(sent, "--for", "10m", "--reason", "the receiver is being moved", "--by", "ada")
+    reason = f"the receiver is being moved, {session}"
+    assert "until" in glass(sent, "--for", "10m", "--reason", reason, "--by", "ada")
     assert ran(sent, session)
     glass(sent, "--close", "--by", "ada")
     assert not ran(sent, session)
     sent.container("syslog-ng").start()
     sent.wait_healthy("syslog-ng")
 
-    def decisions(rule: str) -> list[dict]:
-        found = sent.query('{job="audit", agent="openclaw", category="policy"} | event="policy.decision"')
-        return [event for event in map(json.loads, (e.line for e in found)) if event["policy"].get("rule") == rule]
+    def decided(rule: str, which: Callable[[dict], bool], count: int = 1) -> list[dict]:
+        def ask() -> list[dict]:
+            found = [json.loads(e.line) for e in sent.query('{job="audit", agent="openclaw", category="policy"} | event="policy.decision"')]
+            chosen = [d for d in found if d["policy"].get("rule") == rule and which(d)]
+            return chosen if len(chosen) >= count else []
 
-    opened = eventually(lambda: decisions("gate.open"), 30, "the opening is in the store")[-1]
-    assert opened["flag"]["severity"] == "critical" and opened["actor"]["id"] == "ada" and opened["policy"]["reason"] == "the receiver is being moved"
-    closed = eventually(lambda: decisions("gate.close"), 30, "the closing is in the store")[-1]
-    assert closed["caused_by"] == opened["id"] and closed["health"]["passed"] >= 1
-    refused = eventually(lambda: [d for d in decisions("gate.sent") if d["session"] == f"agent:main:{session}"], 30, "the refusals are in the store")
+        return eventually(ask, 30, f"{count} {rule} are in the store")
+
+    [opened] = decided("gate.open", lambda d: d["policy"]["reason"] == reason)
+    assert opened["flag"]["severity"] == "critical" and opened["actor"]["id"] == "ada"
+    [closed] = decided("gate.close", lambda d: d["caused_by"] == opened["id"])
+    assert closed["health"]["passed"] >= 1
+    refused = decided("gate.sent", lambda d: d["session"] == f"agent:main:{session}", 2)
     assert len(refused) == 2 and "This action was not carried out" in refused[0]["policy"]["reason"]
     calls = {json.loads(e.line)["id"] for e in sent.query(f'{{job="audit"}} | session="agent:main:{session}" | event="tool.call"')}
     assert {d["caused_by"] for d in refused} <= calls

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from clawtrail import segment
 from clawtrail.errors import SpoolError, SpoolFull, SpoolLocked
-from clawtrail.segment import HEAD, RESERVE
+from clawtrail.segment import HEAD, RESERVE, SIZE
 from clawtrail.spool import Spool
 
 SEGMENT = 4096 + RESERVE  #: bytes; some ten of the frames in here
@@ -437,6 +437,61 @@ def test_a_segment_that_is_proven_before_it_is_synced_is_no_error(on_disk):
     spool.sync()
     assert len(spool._unsynced) == 1
     spool.close()
+
+
+class Struck(BaseException):
+    """What a signal handler raises, as KeyboardInterrupt is."""
+
+
+def strike(do, first, then):
+    """Calls `do`, with an exception raised where a signal's can be: at the `first` such moment, and on the way out of
+    it `then` calls later once more (0: not). False: it has fewer moments."""
+    moments = calls = 0
+
+    def profile(_, what, __):
+        nonlocal moments
+        moments += what in ("call", "c_return")
+        if moments == first:
+            raise Struck
+
+    def trace(*_):
+        nonlocal calls
+        calls += moments >= first
+        if calls == then and calls:
+            raise Struck
+
+    try:
+        sys.settrace(trace)
+        sys.setprofile(profile)
+        do()
+    except Struck:
+        pass
+    finally:
+        sys.setprofile(None)
+        sys.settrace(None)
+    return moments >= first
+
+
+@pytest.mark.parametrize("then", range(4))
+@pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
+def test_an_exception_at_any_moment_of_a_new_segment_neither_loses_nor_refuses_nor_holds_up_an_event(parent, durable, then):
+    reached, first = True, 0
+    while reached:
+        first += 1
+        spool, seq = Spool.create(f"{EPOCH[:-4]}{first:04d}", parent, SEGMENT, durable and parent is not None), 0
+        while (segment := spool.active) is None or segment.end + SIZE + len(frame(seq + 1)) <= segment.size - RESERVE:
+            seq += 1
+            spool.append(seq, frame(seq))
+        reached = strike(lambda: spool.append(seq + 1, frame(seq + 1)), first, then)
+        for later in range(spool.last + 1, 100):
+            spool.append(later, frame(later))
+        assert drained(spool) == expected(1, 99), (first, spool.segments)
+        if spool.folder is not None:
+            assert len(list(spool.folder.glob("*.seg"))) == len(spool.segments)
+        if spool.durable:
+            spool.sync()
+        spool.close()
+    assert first > 5
 
 
 # -- any sequence ------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Segment:
         try:
             segment._allocate()
             segment.put(0, first_line(epoch, before))
-        except BaseException as e:  # a signal's too: the next one has the same name
+        except BaseException as e:  # a signal's too
             segment.discard()
             if isinstance(e, OSError):
                 raise explain(e, segment.path) from e
@@ -61,7 +61,8 @@ class Segment:
 
     def _allocate(self) -> None:
         if self.path is not None:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            # Not O_EXCL: an attempt that a signal broke off may have left the file, and the spool's lock keeps others out.
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, self.size)
             self.write_through = not mappable(self.path)

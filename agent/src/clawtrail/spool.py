@@ -239,9 +239,11 @@ class Spool:
             raise
         try:
             self.segments.append(new)
-        finally:  # a signal's exception may come in between
+        finally:  # a signal's exception may come in between, and out of each call; so assignments first
             self._serial += 1
             self.active = new
+            if old is not None:
+                old.sealed = True
             if self.durable:
                 self._named = False
                 self._unsynced.append(new)
