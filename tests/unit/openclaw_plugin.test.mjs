@@ -162,13 +162,19 @@ test("a record is under way before the one before it is answered, and only so ma
   await forwarder.stop();
 });
 
-test("a record is with the kernel when push returns, and none overtakes those that waited for the connection", async (t) => {
+/** The ids of the records in each write to a socket. */
+function writes(t) {
   const written = [];
   const real = net.Socket.prototype._write;
   t.mock.method(net.Socket.prototype, "_write", function (data, ...rest) {
-    if (String(data).includes("rid")) written.push(JSON.parse(data).rid);
+    if (String(data).includes("rid")) written.push(String(data).trim().split("\n").map((one) => JSON.parse(one).rid));
     return real.call(this, data, ...rest);
   });
+  return written;
+}
+
+test("a record is with the kernel when push returns, and none overtakes those that waited for the connection", async (t) => {
+  const written = writes(t);
   const forwarder = await new Forwarder().start();
   const bulk = bulkLane(forwarder.path);
   const connect = net.createConnection;
@@ -177,10 +183,34 @@ test("a record is with the kernel when push returns, and none overtakes those th
   });
   for (const id of "ab") bulk.push("test", line(id));
   await eventually(() => bulk.accepted === 3);
-  assert.deepEqual(written, ["a", "b", "c"]);
+  assert.deepEqual(written.flat(), ["a", "b", "c"]);
   bulk.push("test", line("now"));
-  assert.equal(written.at(-1), "now");
+  assert.deepEqual(written.at(-1), ["now"]);
   await eventually(() => bulk.queued === 0);
+  await forwarder.stop();
+});
+
+test("a record that may wait goes with the next one, a gate above all, or alone a moment later", async (t) => {
+  const forwarder = await new Forwarder().start();
+  const bulk = bulkLane(forwarder.path, { lazy: new Set(["lazy"]) });
+  bulk.push("test", line("first"));
+  await eventually(() => bulk.accepted === 1);
+  const written = writes(t);
+  bulk.push("lazy", line("a"));
+  bulk.push("lazy", line("b"));
+  assert.deepEqual(written, []);
+  await new GateLane(forwarder.path).send(line("gate"), 1000, bulk);
+  bulk.push("lazy", line("c"));
+  bulk.push("test", line("d"));
+  assert.deepEqual(written, [["a", "b", "gate"], ["c", "d"]]);
+  bulk.push("lazy", line("alone"));
+  await eventually(() => bulk.queued === 0);
+  assert.deepEqual(written.at(-1), ["alone"]);
+  bulk.push("lazy", line("held"));
+  await forwarder.stop();
+  await forwarder.start();
+  await eventually(() => bulk.queued === 0);
+  assert.deepEqual(rids(forwarder), ["first", "a", "b", "gate", "c", "d", "alone", "held"]);
   await forwarder.stop();
 });
 

@@ -153,6 +153,14 @@ def test_no_shape_of_a_body_is_an_exception(said):
             assert all(isinstance(n, int) for n in answer.usage.values())
 
 
+def test_tools_have_the_hash_of_their_text_also_when_they_come_again_and_beside_ones_that_python_calls_equal():
+    alike = [[{"a": 1, "b": ["\ud800"]}], [{"a": 1.0, "b": ["\ud800"]}], [{"a": True, "b": ["\ud800"]}], [{"b": ["\ud800"], "a": 1}]]
+    large = [{"a": "x" * reading.BULKY}]
+    for tools in [*alike, large] * 2:
+        assert reading.digest_of_tools(json.loads(json.dumps(tools))) == reading.digest(tools)
+    assert len({*map(reading.digest_of_tools, alike)}) == len(alike) and reading.digest_of_tools([]) is None
+
+
 def test_a_long_text_is_kept_as_the_redactor_would_cut_it():
     answer = apis.CHAT.answer()
     for _ in range(3):

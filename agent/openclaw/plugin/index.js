@@ -26,6 +26,8 @@ const OBSERVED = [
 ];
 /** OpenClaw leaves these out, with a line in its log and no more, unless the configuration allows them to the plugin. */
 const CONVERSATION = new Set(["before_agent_run", "llm_input", "llm_output", "agent_end"]);
+/** What happens right after these says more; it takes them along. */
+const LAZY = new Set(["resolve_exec_env", "model_call_ended"]);
 /** After these the process may exit: give the queue a moment. */
 const FLUSHED = new Set(["agent_end", "session_end", "gateway_stop"]);
 const FLUSH_MS = 1500;
@@ -48,7 +50,7 @@ function lanesFor(socket) {
   if (!shared.lanes.has(socket)) {
     shared.lanes.set(socket, {
       gate: new GateLane(socket),
-      bulk: new BulkLane(socket, { makeDropped: (counts) => record("dropped", { counts }, {}) }),
+      bulk: new BulkLane(socket, { lazy: LAZY, makeDropped: (counts) => record("dropped", { counts }, {}) }),
     });
   }
   return shared.lanes.get(socket);

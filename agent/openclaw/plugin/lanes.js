@@ -6,6 +6,7 @@ import { setTimeout as wait } from "node:timers/promises";
 
 const MAX_WAITING = 1024; // records whose answer is not there yet; a gateway has a few actions at once
 const AWAY_MS = 300;
+const HELD_MS = 5; // that a record waits for one to go with
 const MAX_ANSWER = 64 * 1024; // an answer is a few bytes; more than this is not our forwarder
 
 /** The forwarder answered and said no; trying the same record again at once is pointless. */
@@ -30,6 +31,8 @@ class Connection {
   #waiting = new Map();
   #buffer = "";
   #opening = 0; // records that wait for the connection
+  #held = ""; // lines that go with the next one
+  #release = null;
   #n = 0;
 
   constructor(path) {
@@ -40,22 +43,24 @@ class Connection {
     return this.#socket !== null;
   }
 
-  /** Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). `gate`: an action waits. */
-  exchange(line, deadline, gate = false) {
+  /**
+   * Resolves when the forwarder accepted `line` (a JSON object without "n"); rejects at `deadline` (ms epoch). `gate`: an
+   * action waits. `lazy`: it may leave with the next one, HELD_MS later at most; each write wakes the forwarder up.
+   */
+  exchange(line, deadline, { gate = false, lazy = false } = {}) {
     if (this.#waiting.size >= MAX_WAITING) return Promise.reject(new Error(`${MAX_WAITING} records wait for their answer already`));
     // At once where it can be: the forwarder is then at it while the host goes on with what it is about.
-    if (this.#socket && !this.#opening) return this.#send(line, deadline, gate);
+    if (this.#socket && !this.#opening) return this.#send(line, deadline, gate, lazy);
     this.#opening++; // all of them wait for one promise: who came before is before
     const opened = (then) => (result) => {
       if (--this.#opening === 0) this.#connecting = null;
       return then(result);
     };
-    return this.#open(deadline).then(opened(() => this.#send(line, deadline, gate)), opened((error) => Promise.reject(error)));
+    return this.#open(deadline).then(opened(() => this.#send(line, deadline, gate, lazy)), opened((error) => Promise.reject(error)));
   }
 
-  #send(line, deadline, gate) {
-    const socket = this.#socket;
-    if (!socket) return Promise.reject(new Error("connection closed by the forwarder"));
+  #send(line, deadline, gate, lazy) {
+    if (!this.#socket) return Promise.reject(new Error("connection closed by the forwarder"));
     const n = ++this.#n;
     return new Promise((resolve, reject) => {
       const late = () => this.#fail(new Error("no answer in time"));
@@ -64,8 +69,18 @@ class Connection {
         resolve: () => (clearTimeout(timer), resolve()),
         reject: (error) => (clearTimeout(timer), reject(error)),
       });
-      socket.write(`{"n":${n},${gate ? '"gate":true,' : ""}${line.slice(1)}\n`);
+      this.#held += `{"n":${n},${gate ? '"gate":true,' : ""}${line.slice(1)}\n`;
+      if (lazy) this.#release ??= setTimeout(() => this.#write(), HELD_MS);
+      else this.#write();
     });
+  }
+
+  #write() {
+    clearTimeout(this.#release);
+    this.#release = null;
+    const lines = this.#held;
+    this.#held = "";
+    if (lines) this.#socket.write(lines);
   }
 
   #open(deadline) {
@@ -96,7 +111,7 @@ class Connection {
   #fail(error) {
     const socket = this.#socket;
     this.#socket = null;
-    this.#buffer = "";
+    this.#buffer = this.#held = "";
     socket?.destroy();
     const waiting = [...this.#waiting.values()];
     this.#waiting.clear();
@@ -148,7 +163,7 @@ export class GateLane {
     const deadline = Date.now() + timeoutMs;
     for (;;) {
       try {
-        await (before?.pipeline ?? this.#connection).exchange(line, deadline, true);
+        await (before?.pipeline ?? this.#connection).exchange(line, deadline, { gate: true });
         this.accepted++;
         return;
       } catch (error) {
@@ -190,6 +205,7 @@ export class BulkLane {
       maxRecords: 5000,
       maxBytes: 16 * 1024 * 1024,
       maxRefusals: 120, // of one record; about ten minutes
+      lazy: new Set(), // hooks whose records may wait a moment for the next one
       pause: [250, 5000], // ms before the next try: the first, and the longest
     }, options);
     this.#pause = this.pause[0];
@@ -252,7 +268,8 @@ export class BulkLane {
   #pump() {
     while (!this.#pausing && this.#sent < Math.min(this.#queue.length, this.batch)) {
       const round = this.#round;
-      const answer = this.#connection.exchange(this.#queue[this.#sent++].line, Date.now() + this.timeoutMs);
+      const { hook, line } = this.#queue[this.#sent++];
+      const answer = this.#connection.exchange(line, Date.now() + this.timeoutMs, { lazy: this.lazy.has(hook) });
       answer.catch(() => {}); // it is heard below, and may come to nothing before that
       const inTurn = (hear) => (result) => round === this.#round && hear(result); // of an earlier round: it was sent again
       this.#heard = this.#heard.then(() => answer).then(inTurn(() => this.#accept()), inTurn((reason) => this.#refuse(reason)));

@@ -53,6 +53,7 @@ log = logging.getLogger("clawtrail.forwarder")
 _REMEMBER = 20_000  #: record ids kept, so that a record that is sent again is recorded once
 _HELD_MAX = 1000  #: actions that wait for more than the spool
 _BACKLOG = 1024  #: connections that are not taken yet: many that knock must not keep the gateway from its turn
+_LULL = 0.003  #: seconds from a record to its way off the host; none where an action waits for that
 _LINGERING_MAX = 64  #: connections of refused peers that are still open
 #: Hook → category of the action that it announces.
 _GATED = {"before_tool_call": "tool", "before_agent_run": "session", "before_install": "config", "message_sending": "message",
@@ -106,6 +107,7 @@ class Forwarder:
         self._connections: set[Lines] = set()
         self._lingering: set[Lines] = set()
         self._last_refusal = 0.0
+        self._shipping: asyncio.TimerHandle | None = None
         self.counters = {"connections": 0, "refused": 0, "acknowledged": 0, "rejected": 0, "denied": 0, "repeated": 0, "ungated": 0}
 
     def _proxy(self, config: Config) -> Proxy:
@@ -241,7 +243,17 @@ class Forwarder:
             if self.recorder.unhurried:
                 self.recorder.unhurried = False
                 if not self._accepted:  # else it leaves when it is on the disk and answered
-                    self.recorder.wake()
+                    self._ship()
+
+    def _ship(self) -> None:
+        """The thread that ships is told a little later: awake it would keep this one from the interpreter and whoever got an
+        answer from the processor, and what comes next is often a gate."""
+        if self._shipping is None:
+            self._shipping = self._loop.call_later(_LULL, self._lull)
+
+    def _lull(self) -> None:
+        self._shipping = None
+        self.recorder.wake()
 
     def _passes(self, record: dict[str, Any]) -> bool:
         """Whether an action may run though there was no room for its event; the recorder reports what it refused."""
@@ -283,6 +295,7 @@ class Forwarder:
             return None
         if len(self._held) >= _HELD_MAX:
             return self._reject(n, without_room(f"{_HELD_MAX} other actions wait"), retry=True)
+        self.recorder.wake()
         task = self._loop.create_task(self._hold(connection, n, answer, level, recorded, last))
         self._held.add(task)
         task.add_done_callback(self._held.discard)

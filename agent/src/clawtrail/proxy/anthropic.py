@@ -27,7 +27,7 @@ def asked(body: dict[str, Any], path: str) -> Asked:
         messages=len(items(body.get("messages"))),
         system=reading.text_of(body.get("system")),
         tools=reading.names(tools),
-        tools_sha256=reading.digest(tools) if tools else None,
+        tools_sha256=reading.digest_of_tools(tools),
         offers=reading.offers(body),
         params=reading.params(body) | found,
     )

@@ -31,7 +31,7 @@ def asked(body: dict[str, Any], path: str) -> Asked:
         messages=len(items(body.get("contents"))),
         system=reading.text_of(group(system).get("parts")),
         tools=reading.names(declared) + built_in,
-        tools_sha256=reading.digest(tools) if tools else None,
+        tools_sha256=reading.digest_of_tools(tools),
         offers=reading.offers(body),
         params=reading.params(config) | ({"thinking_budget": budget} if isinstance(budget, int) else {}),
     )

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Iterable, Iterator
 
 from ..event import SCAN_MAX
@@ -230,6 +232,19 @@ def digest(value: Any) -> str:
     """SHA-256 of what is no secret: a text, or a value as compact JSON in the order in which it came."""
     text = value if isinstance(value, str) else compact(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest_of_tools(tools: list[dict[str, Any]]) -> str | None:
+    """As `digest`; None without tools. An agent sends the same hundred kilobytes of them with each request."""
+    if not tools:
+        return None
+    same = marshal.dumps(tools, 2)  # in a third of the time; version 2 writes equal values of equal types alike
+    return _digest_of(same) if len(same) <= BULKY else digest(tools)
+
+
+@lru_cache(8)
+def _digest_of(marshalled: bytes) -> str:
+    return digest(marshal.loads(marshalled))
 
 
 #: Every name under which some API takes tools, or something stored that may hold them; without case and underscores,

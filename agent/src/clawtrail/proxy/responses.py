@@ -26,7 +26,7 @@ def asked(body: dict[str, Any], path: str) -> Asked:
         messages=len(messages),
         system="\n".join(text for text in spoken if text),
         tools=reading.names(tools),
-        tools_sha256=reading.digest(tools) if tools else None,
+        tools_sha256=reading.digest_of_tools(tools),
         offers=reading.offers(body),
         params=reading.params(body) | {k: v for k, v in settings.items() if isinstance(v, str)},
     )
