@@ -50,6 +50,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         "SECRETS_DIR": str(folder / "secrets"),
         "MODEL_BASE_URL": "http://demo-model:8080/v1",
         "RULES_DIR": "./tests/stack/coverage/rules",
+        "ALERTMANAGER_URL": f"http://{project}-alertmanager:9093",  # test_alerts.py starts one
     }
     for key in env:  # compose lets the shell's variables win over its env file
         os.environ.pop(key, None)

@@ -563,6 +563,21 @@ def test_coverage_without_the_receiver_no_message_leaves_and_nothing_is_installe
     assert not stack.query('{job="audit", agent="openclaw", outcome="success"} | event="config.change" |= `"name":"bow"`')
 
 
+@pytest.fixture
+def begun(gateway: Gateway) -> Iterator[Gateway]:
+    """A run begins only when its start was handed to the receiver."""
+    for _ in gated(gateway.stack, GATES="session:sent"):
+        yield gateway
+
+
+def test_coverage_a_person_whose_task_may_not_begin_reads_why(begun: Gateway) -> None:
+    begun.stack.container("syslog-ng").stop(timeout=5)
+    begun.say(OWNER, 'TOOL exec {"command": "touch /tmp/never-begun"}')
+    assert "tell whoever operates this agent" in begun.told(OWNER, "This action was not carried out")["text"]
+    code, _ = begun.stack.run_inside("openclaw", "test", "-e", "/tmp/never-begun")
+    assert code != 0, "it ran"
+
+
 def timed_stop(stack: Stack) -> tuple[float, int]:
     container = stack.container("openclaw")
     start = time.monotonic()
