@@ -57,7 +57,7 @@ def ends(suffix):
 
 around(spool.Spool, "append", "append")
 around(os, "fdatasync", "fdatasync")
-around(os, "ftruncate", "ftruncate", lambda fd, size: size > 0)
+around(os, "truncate", "truncate")
 around(os, "open", "open", ends(".seg"))
 around(os, "posix_fallocate", "fallocate")
 around(Path, "rename", "folder rename", lambda path, *_: path.name.endswith(".new") and path.name.startswith("."))
@@ -221,8 +221,8 @@ POINTS = {
     "after record": [1, 50, 1000],
     "mid-frame": [1, 3, 8],
     "after send": [1, 3, 8],
-    "before ftruncate": [1, 2, 5],
-    "after ftruncate": [1, 2, 5],
+    "before truncate": [1, 2, 5],
+    "after truncate": [1, 2, 5],
     "before open": [1, 2, 5],
     "after open": [1, 2, 5],
     "before fallocate": [1, 2, 5],
@@ -260,7 +260,7 @@ def test_what_was_accepted_arrives_after_a_kill_around_a_sync(point, nth, receiv
 
 
 @pytest.mark.parametrize(
-    "point, nth", [("mid-copy", 1), ("mid-copy", 3), ("after append", 400), ("before ftruncate", 2), ("after unlink", 2)]
+    "point, nth", [("mid-copy", 1), ("mid-copy", 3), ("after append", 400), ("before truncate", 2), ("after unlink", 2)]
 )
 def test_what_was_accepted_arrives_after_a_kill_where_no_mapping_is_safe(point, nth, receiver, make_recorder, pki):
     known, killed = run(receiver, pki, "write", point, nth, "1500", "written-through")

@@ -400,7 +400,7 @@ def test_a_disk_that_refuses_a_segment_takes_nothing_and_the_next_attempt_succee
 
 
 def test_an_error_of_the_disk_at_the_end_of_a_segment_loses_nothing(on_disk, monkeypatch):
-    monkeypatch.setattr(os, "ftruncate", failing(errno.EIO))
+    monkeypatch.setattr(os, "truncate", failing(errno.EIO))
     spool = filled(on_disk, 100)
     assert drained(spool) == expected(1, 100)
     spool.close()

@@ -81,8 +81,7 @@ class Segment:
         if self.path is not None:
             self.map = None
             try:
-                if self.fd >= 0:
-                    os.ftruncate(self.fd, self.end)
+                os.truncate(self.path, self.end)  # by its name: who syncs may close the descriptor meanwhile
             except OSError:  # then it stays as long as it is; the events are in it all the same
                 pass
         if not keep_open:
