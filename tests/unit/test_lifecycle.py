@@ -94,6 +94,19 @@ def test_the_first_event_may_come_from_a_signal_handler_that_interrupts_the_firs
     assert len(judge(receiver.messages)) == 40 and payloads(receiver) == [0] * 40
 
 
+def test_shipping_begins_once_there_is_room_for_its_thread(receiver, recorder, monkeypatch):
+    def full(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        for i in range(5):
+            record(recorder, i)
+        assert recorder.stats()["last_error"] == "can't start new thread" and recorder.stats()["connects"] == 0
+    record(recorder, 5)
+    settled(recorder, receiver)
+
+
 class Interrupted(BaseException):
     """As KeyboardInterrupt is."""
 

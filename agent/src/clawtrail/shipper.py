@@ -82,7 +82,7 @@ class Shipper:
         """There is something to send. Never blocks, never touches the connection."""
         if self._thread is None:
             self._start()
-        if self._idle:
+        if self._idle and self._thread is not None:  # else the next event tries again to start it
             self._idle = False
             self._bell.ring()
 
@@ -93,7 +93,7 @@ class Shipper:
             thread = threading.Thread(target=self._run, name="clawtrail-shipper", daemon=True)
             thread.start()
             self._thread = self._thread or thread
-        except RuntimeError as e:  # the interpreter is going: what is in the spool is for the next process
+        except RuntimeError as e:  # no room for a thread now, or the interpreter is going: then the spool is for the next process
             self.last_error = str(e)
 
     def close(self, timeout: float) -> bool:
